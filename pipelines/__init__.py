@@ -1,0 +1,1 @@
+"""Super-resolution that explains its input."""

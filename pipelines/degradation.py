@@ -1,0 +1,296 @@
+"""How the sensor made the coarse samples: y = A x + n, one sparse matrix per axis, and the exact adjoint.
+
+The one definition shared by the projection, the simulated training pairs and the evaluation. `A_ji` is proportional to
+the integral of the profile around the coarse centre `c_j` over fine sample `i`; every row sums to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse, special
+
+from pipelines.errors import GeometryError, UsageError
+from pipelines.grid import Box, Grid, Placement, placements
+
+FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+"""Full width at half maximum of a Gaussian over its standard deviation."""
+
+CUT_SIGMA = 4.0
+"""Gaussians end here, on both sides, before the integral."""
+
+NEGLIGIBLE = 1e-7
+"""A row of (K + l I)^-1 below this share of its peak is out of reach."""
+
+Cumulative = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Integral of a profile from its lower end to u (fine samples); constant outside its support."""
+
+
+def _gaussian(sigma: float) -> tuple[Cumulative, float]:
+    cut = CUT_SIGMA * sigma
+    return lambda u: special.ndtr(np.clip(u, -cut, cut) / sigma), cut
+
+
+def _cosine(width: float) -> tuple[Cumulative, float]:
+    def cumulative(u: NDArray[np.float64]) -> NDArray[np.float64]:
+        v = np.clip(u, -width, width)
+        return np.asarray(v / (2 * width) + np.sin(math.pi * v / width) / (2 * math.pi))
+
+    return cumulative, width
+
+
+def _box(width: float) -> tuple[Cumulative, float]:
+    return lambda u: np.clip(u, -width / 2, width / 2), width / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The weight of the scene around the centre of a coarse sample, along one axis.
+
+    kind: slice, cosine, box, mtf, gaussian, block or wald. value: FWHM or width in mm for slice, cosine and box (in
+    coarse samples where the frame has no millimetres); modulation at the coarse Nyquist for mtf; FWHM in coarse
+    samples for gaussian; none for block and wald. Text form 'slice:4'.
+    """
+
+    kind: str
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROFILES:
+            raise UsageError(
+                what=f"'{self.kind}' is not a degradation", fix=f"choose one of {', '.join(sorted(PROFILES))}"
+            )
+        needs = PROFILES[self.kind].needs
+        if needs != (self.value is not None):
+            form = f"{self.kind}:NUMBER" if needs else self.kind
+            raise UsageError(what=f"the degradation '{self}' is incomplete or has too much", fix=f"write {form}")
+        if self.value is not None and not (0 < self.value < (1 if self.kind == "mtf" else math.inf)):
+            limit = "between 0 and 1" if self.kind == "mtf" else "above 0"
+            raise UsageError(what=f"the degradation '{self}' is out of range", fix=f"give a number {limit}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read 'slice:4', 'mtf:0.3', 'block'... Raises UsageError."""
+        kind, colon, value = text.strip().partition(":")
+        try:
+            return cls(kind, float(value) if colon else None)
+        except ValueError as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(what=f"'{value}' in the degradation '{text}' is no number") from error
+
+    def __str__(self) -> str:
+        return self.kind if self.value is None else f"{self.kind}:{self.value:.6g}"
+
+    @property
+    def in_mm(self) -> bool:
+        """Whether the width is a length rather than a share of a coarse sample."""
+        return self.kind in ("slice", "cosine", "box")
+
+    def fwhm_coarse(self, spacing: float, *, millimetres: bool) -> float:
+        """Full width at half maximum in coarse samples: what a network is told about the blur."""
+        if self.kind == "mtf":
+            return FWHM_PER_SIGMA * math.sqrt(-2 * math.log(self.value or 1.0)) / math.pi
+        if self.kind == "gaussian":
+            return self.value or 1.0
+        if self.kind == "wald":
+            return 1.2
+        return 1.0 if self.value is None else self.value / (spacing if millimetres else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """cumulative(value in fine samples or the number itself, scale) and whether the profile needs a number."""
+
+    make: Callable[[float, float], tuple[Cumulative, float]]
+    needs: bool = True
+
+
+PROFILES: dict[str, _Shape] = {
+    "slice": _Shape(lambda width, _: _gaussian(width / FWHM_PER_SIGMA)),
+    "cosine": _Shape(lambda width, _: _cosine(width)),
+    "box": _Shape(lambda width, _: _box(width)),
+    "mtf": _Shape(lambda m, s: _gaussian(s * math.sqrt(-2 * math.log(m)) / math.pi)),
+    "gaussian": _Shape(lambda fwhm, s: _gaussian(s * fwhm / FWHM_PER_SIGMA)),
+    "block": _Shape(lambda _, s: _box(s), needs=False),
+    "wald": _Shape(lambda _, s: _box(s), needs=False),  # the block of its second step
+}
+
+
+def axis_matrix(place: Placement, profile: Profile, width_fine: float | None = None) -> sparse.csr_array:
+    """The degradation (coarse, fine) along one axis. Rows sum to 1; rows mostly outside the fine samples are empty.
+
+    width_fine: for profiles whose width is a length, that length in fine samples.
+    """
+    s = float(place.scale)
+    number = profile.value or 0.0 if width_fine is None else width_fine
+    cumulative, half = PROFILES[profile.kind].make(number, s)
+    total = float(cumulative(np.array([math.inf]))[0] - cumulative(np.array([-math.inf]))[0])
+    centres = place.centres()
+    first = np.floor(centres - half + 0.5).astype(int)
+    taps = np.arange(math.ceil(2 * half) + 2)
+    columns = first[:, None] + taps
+    offset = columns - centres[:, None]
+    weights = np.diff(cumulative(np.stack([offset - 0.5, offset + 0.5])), axis=0)[0]
+    inside = (columns >= 0) & (columns < place.fine)
+    weights = np.where(inside, weights, 0.0)
+    seen = weights.sum(axis=1)
+    weights[seen < 0.25 * total] = 0.0  # beyond a reference that is smaller than the input
+    rows = np.broadcast_to(np.arange(place.coarse)[:, None], columns.shape)
+    keep = weights > 0
+    matrix = sparse.csr_array((weights[keep], (rows[keep], columns[keep])), shape=(place.coarse, place.fine))
+    if profile.kind == "wald":
+        matrix = sparse.csr_array(matrix @ _wald_blur(place.fine, 1.0 / s))
+    return _normalised(matrix)
+
+
+def _wald_blur(length: int, sigma: float) -> sparse.csr_array:
+    """Sampled, not integrated, Gaussian on the fine samples: rows (length, length) that sum to 1."""
+    reach = math.floor(CUT_SIGMA * sigma)
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    band = sparse.diags_array(
+        [np.full(length - abs(k), w) for k, w in zip(range(-reach, reach + 1), taps, strict=True) if abs(k) < length],
+        offsets=[k for k in range(-reach, reach + 1) if abs(k) < length],
+    )
+    return _normalised(sparse.csr_array(band))
+
+
+def _normalised(matrix: sparse.csr_array) -> sparse.csr_array:
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    scale = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
+    result = sparse.csr_array(sparse.diags_array(scale) @ matrix)
+    result.sort_indices()
+    return result
+
+
+def along(
+    matrix: NDArray[np.float64] | sparse.csr_array, image: NDArray[np.floating], axis: int
+) -> NDArray[np.float64]:
+    """`matrix` applied to one axis of `image`, in float64."""
+    moved = np.moveaxis(np.asarray(image, np.float64), axis, 0)
+    flat = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    result = np.asarray(matrix @ flat).reshape(matrix.shape[0], *moved.shape[1:])
+    return np.moveaxis(result, 0, axis)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Degradation:
+    """The forward model between a fine and a coarse lattice, separable.
+
+    matrices: one (coarse, fine) matrix per axis, None for an axis that both share; spec: their profiles as text;
+    noise_sigma: standard deviation of the noise in input units, None if unknown.
+    Arrays are (..., *axes): leading axes are left alone.
+    """
+
+    coarse_shape: tuple[int, ...]
+    fine_shape: tuple[int, ...]
+    matrices: tuple[sparse.csr_array | None, ...]
+    spec: tuple[str, ...] = ()
+    noise_sigma: float | None = None
+
+    @classmethod
+    def between(cls, coarse: Grid, fine: Grid, profiles: Sequence[Profile], noise_sigma: float | None = None) -> Self:
+        """The model of a sensor with one profile per axis. Raises GeometryError if the grids do not fit."""
+        millimetres = coarse.frame.unit == "mm"
+        matrices: list[sparse.csr_array | None] = []
+        spec = []
+        for place, profile, spacing in zip(placements(coarse, fine), profiles, coarse.spacing, strict=True):
+            if not place.changed:
+                matrices.append(None)
+                spec.append("same")
+                continue
+            width = None
+            if profile.in_mm:
+                width = (profile.value or 0.0) * float(place.scale) / (spacing if millimetres else 1.0)
+            matrices.append(_cached_matrix(place, profile, width))
+            spec.append(str(profile))
+        return cls(coarse.shape, fine.shape, tuple(matrices), tuple(spec), noise_sigma)
+
+    @property
+    def changed(self) -> tuple[int, ...]:
+        """Axes with a matrix."""
+        return tuple(a for a, m in enumerate(self.matrices) if m is not None)
+
+    def forward(self, fine: NDArray[np.floating]) -> NDArray[np.float64]:
+        """A x: (..., *fine_shape) -> (..., *coarse_shape)."""
+        return self._apply(fine, self.fine_shape, transpose=False)
+
+    def adjoint(self, coarse: NDArray[np.floating]) -> NDArray[np.float64]:
+        """A^T y: (..., *coarse_shape) -> (..., *fine_shape); the transpose of the same matrices."""
+        return self._apply(coarse, self.coarse_shape, transpose=True)
+
+    def forward_valid(
+        self, fine: NDArray[np.floating], valid: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(degraded valid samples, share of each row's weight that is valid); NaN where that share is below one half."""
+        share = self.forward(valid.astype(np.float64))
+        total = self.forward(np.where(valid, fine, 0.0))
+        usable = share >= 0.5
+        return np.where(usable, total / np.where(usable, share, 1.0), np.nan), share
+
+    def _apply(self, image: NDArray[np.floating], shape: tuple[int, ...], *, transpose: bool) -> NDArray[np.float64]:
+        d = len(shape)
+        if image.shape[-d:] != shape:
+            raise GeometryError(what=f"an array of shape {image.shape} does not end with {shape}")
+        result = np.asarray(image, np.float64)
+        for a in self.changed:
+            matrix = self.matrices[a]
+            assert matrix is not None
+            result = along(matrix.T.tocsr() if transpose else matrix, result, result.ndim - d + a)
+        return result
+
+    def fine_box(self, coarse: Box) -> Box:
+        """Fine samples that the coarse samples of a box see."""
+        start, stop = list(coarse.start), list(coarse.stop)
+        for a in self.changed:
+            columns = self.matrices[a][start[a] : stop[a]].indices  # type: ignore[index]  # changed axes have one
+            start[a], stop[a] = (int(columns.min()), int(columns.max()) + 1) if columns.size else (0, 0)
+        return Box(tuple(start), tuple(stop))
+
+    def crop(self, coarse: Box, fine: Box) -> Degradation:
+        """The rows of a coarse box on the samples of a fine box; rows that see more than that box are dropped (zero)."""
+        matrices: list[sparse.csr_array | None] = []
+        for a, matrix in enumerate(self.matrices):
+            if matrix is None:
+                matrices.append(None)
+                continue
+            rows = matrix[coarse.start[a] : coarse.stop[a]]
+            part = sparse.csr_array(rows[:, fine.start[a] : fine.stop[a]])
+            whole = np.asarray(rows.sum(axis=1)).ravel()
+            seen = np.asarray(part.sum(axis=1)).ravel()
+            matrices.append(sparse.csr_array(sparse.diags_array((seen > whole - 1e-12).astype(float)) @ part))
+        return replace(self, coarse_shape=coarse.shape, fine_shape=fine.shape, matrices=tuple(matrices))
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Coarse samples per axis beyond which the projection of one sample is negligible (0 on shared axes)."""
+        return tuple(0 if m is None else _reach(m) for m in self.matrices)
+
+
+@lru_cache(maxsize=64)
+def _cached_matrix(place: Placement, profile: Profile, width: float | None) -> sparse.csr_array:
+    return axis_matrix(place, profile, width)
+
+
+def _reach(matrix: sparse.csr_array) -> int:
+    """Smallest distance from which on the inverse of K, on a window in the middle, is below NEGLIGIBLE of its peak."""
+    middle = matrix.shape[0] // 2
+    rows = matrix[max(0, middle - 100) : middle + 100].toarray()
+    kernel = rows @ rows.T
+    weight = max(1e-12, 0.0 if well_conditioned(kernel) else 1e-4) * float(np.linalg.norm(kernel, 2))
+    row = np.abs(np.linalg.inv(kernel + weight * np.eye(len(kernel)))[len(kernel) // 2])
+    far = np.flatnonzero(row > NEGLIGIBLE * row.max())
+    return int(max(abs(far - len(kernel) // 2), default=0)) + 1
+
+
+def well_conditioned(kernel: NDArray[np.float64]) -> bool:
+    """Whether K = A A^T can be inverted without a weight: condition number at most 1e4 (empty rows apart)."""
+    values = np.linalg.eigvalsh(kernel)
+    seen = values[values > 1e-14 * values.max()]
+    return bool(seen.max() <= 1e4 * seen.min())

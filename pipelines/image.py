@@ -1,0 +1,203 @@
+"""What an image says about itself, and the two seams to file formats: Source and Sink.
+
+A Header is enough to plan without reading a pixel; it never holds what could identify a patient. A Source reads boxes of
+samples; a Sink pulls boxes of a product, in the order its format likes, from anything that is a Source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.degradation import Degradation, Profile
+from pipelines.errors import InputError
+from pipelines.grid import Box, Grid
+
+ChannelKind = Literal["image", "classes", "alpha"]
+"""image: super-resolved; classes: replicated (nearest), never interpolated; alpha: validity, replicated."""
+
+IN_PLANE = Profile("gaussian", 1.2)
+"""Default blur of the in-plane axes of a volume, should they be upsampled (forward model)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A value, its unit and where it came from ('header', 'sidecar', 'assumed', 'told', 'positions'...)."""
+
+    value: str | float | int | bool | None
+    unit: str = ""
+    origin: str = "header"
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One band or series. profiles: the sensor's blur, one per axis; range: valid stored values (low, high), if known."""
+
+    name: str
+    profiles: tuple[Profile, ...]
+    kind: ChannelKind = "image"
+    unit: str = ""
+    noise_model: Literal["gaussian", "rician"] = "gaussian"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the user says about the degradation; wins over headers. `profile` wins over `thickness_mm`."""
+
+    profile: Profile | None = None
+    thickness_mm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Grid, channels and everything else that planning needs, without a pixel.
+
+    dtype: of the stored samples ('uint16'); domain: 'med', 'geo' or '' (bare arrays); modality: 'MR', 'CT',
+    'optical'...; slice_axis: the through-plane axis of a volume, else None; may_have_invalid: whether samples can be
+    NaN; facts: name -> Fact (thickness_mm, nodata...); problems: what a user should know, one line each;
+    anatomical_axes: e.g. 'foot-head' per axis.
+    """
+
+    grid: Grid
+    channels: tuple[Channel, ...]
+    dtype: str = "float32"
+    domain: Literal["med", "geo", ""] = ""
+    modality: str = ""
+    slice_axis: int | None = None
+    may_have_invalid: bool = False
+    facts: dict[str, Fact] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    anatomical_axes: tuple[str, ...] = ()
+
+    def profiles(self, channel: int, told: Told | None = None) -> tuple[Profile, ...]:
+        """The blur of one channel per axis: what was told, else what the header knows.
+
+        A profile whose width is a length ('slice', 'cosine', 'box') speaks of the slice axis of a volume, any other
+        of every axis. A thickness alone keeps the kind of the header's profile.
+        """
+        told = told or Told()
+        own = self.channels[channel].profiles
+        if told.profile is not None:
+            if told.profile.in_mm and self.slice_axis is not None:
+                return tuple(told.profile if a == self.slice_axis else p for a, p in enumerate(own))
+            return (told.profile,) * len(own)
+        if told.thickness_mm is not None:
+            if self.slice_axis is None:
+                raise InputError(what="the input has no slices", why="a slice thickness says nothing about it")
+            kind = own[self.slice_axis].kind if own[self.slice_axis].in_mm else "slice"
+            thick = Profile(kind, told.thickness_mm)
+            return tuple(thick if a == self.slice_axis else p for a, p in enumerate(own))
+        return own
+
+    def degradation(self, fine: Grid, channel: int = 0, told: Told | None = None) -> Degradation:
+        """The forward model of one channel from `fine` to this header's grid."""
+        return Degradation.between(self.grid, fine, self.profiles(channel, told))
+
+
+class Source(Protocol):
+    """An open image. Opening reads headers only; it pickles by path; use as a context manager."""
+
+    @property
+    def header(self) -> Header:
+        """What is known without a pixel."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """A text that changes whenever the samples may have changed; holds no path and nothing of a patient."""
+        ...
+
+    def blocks(self, max_samples: int) -> Iterator[Box]:
+        """Boxes of at most about `max_samples` per channel that hold each sample once, in the cheapest order."""
+        ...
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """Samples (channel, *box.shape) in file units; NaN = invalid. Independent of earlier reads.
+
+        Raises InputError if the file is damaged there.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Sink(Protocol):
+    """Writes products of one format. `original` is the open input, re-read for its tags; None for bare arrays."""
+
+    def refuse(self, header: Header, path: Path) -> None:
+        """Raise UsageError or InputError now if this format cannot hold such an image at `path`."""
+        ...
+
+    def write(self, product: Source, original: Source | None, path: Path, note: dict[str, str]) -> dict[str, float]:
+        """Write `product` to a temporary name beside `path`, then rename. Same input, same bytes.
+
+        note: provenance to carry where the format can (software, model, weights, degradation). Returns counts worth
+        reporting: 'clipped' (samples outside the dtype). Raises ExportError; nothing half-written stays.
+        """
+        ...
+
+
+def slabs(shape: tuple[int, ...], max_samples: int) -> Iterator[Box]:
+    """Boxes that cover an array along its slowest axis, each at most `max_samples` (or one slice thick)."""
+    per_slice = int(np.prod(shape[1:], dtype=np.int64))
+    step = max(1, max_samples // max(1, per_slice))
+    for start in range(0, shape[0], step):
+        yield Box((start,) + (0,) * (len(shape) - 1), (min(shape[0], start + step), *shape[1:]))
+
+
+class ArraySource:
+    """A Source over an array in memory: for tests, for the Python interface, for truths and products.
+
+    samples: (channel, *grid.shape) or (*grid.shape), NaN = invalid.
+    """
+
+    def __init__(self, samples: NDArray[np.generic], header: Header) -> None:
+        d = header.grid.ndim
+        array = np.asarray(samples)
+        array = array[None] if array.ndim == d else array
+        if array.shape != (len(header.channels), *header.grid.shape):
+            raise InputError(
+                what=f"an array of shape {array.shape} is not {len(header.channels)} channels of {header.grid.shape}",
+                fix="give (channel, *shape) in array order, slowest axis first",
+            )
+        self._samples, self._header = array, header
+
+    @property
+    def header(self) -> Header:
+        return self._header
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self._samples).tobytes()).hexdigest()[:16]
+
+    def blocks(self, max_samples: int) -> Iterator[Box]:
+        yield from slabs(self._header.grid.shape, max_samples)
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        return np.array(self._samples[(slice(None), *box.slices)], np.float32)
+
+    def close(self) -> None:
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

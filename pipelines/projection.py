@@ -1,0 +1,179 @@
+"""The least change that makes an estimate explain the measurement: x' = x + A^T (A A^T + l I)^-1 (y - A x).
+
+Range-null-space correction (Schwab, Antholzer and Haltmeier 2019; Wang et al. 2023), with the weight `l` chosen by
+Stein's unbiased risk (`stein_weight`). A A^T is a Kronecker product, so one eigendecomposition per axis solves it for
+any `l`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pipelines.degradation import Degradation, along, well_conditioned
+
+ILL_CONDITIONED_WEIGHT = 1e-4
+"""Least `l`, over the largest eigenvalue, where slices overlap so much that A A^T cannot be inverted."""
+
+NULL = 1e-13
+"""Eigenvalues below this share of the largest belong to empty rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """Difference between a degraded product and the measurement: mergeable in tile order."""
+
+    sum_squares: float = 0.0
+    count: int = 0
+    maximum: float = 0.0
+
+    @classmethod
+    def of(cls, difference: NDArray[np.floating]) -> Residual:
+        """Of all finite entries."""
+        d = np.asarray(difference, np.float64)
+        d = d[np.isfinite(d)]
+        return cls(float(np.sum(d * d)), int(d.size), float(np.abs(d).max(initial=0.0)))
+
+    def merged(self, other: Residual) -> Residual:
+        """Of both."""
+        return Residual(
+            self.sum_squares + other.sum_squares, self.count + other.count, max(self.maximum, other.maximum)
+        )
+
+    @property
+    def rms(self) -> float:
+        """Root of the mean square; 0 of nothing."""
+        return float(np.sqrt(self.sum_squares / self.count)) if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projected:
+    """The projected image (..., *fine) and its residual before and after."""
+
+    image: NDArray[np.float64]
+    before: Residual
+    after: Residual
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spectrum:
+    """Eigenvectors (M, M) and eigenvalues (M,) of A A^T on one axis."""
+
+    vectors: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, matrix: sparse.csr_array) -> _Spectrum:
+        values, vectors = np.linalg.eigh((matrix @ matrix.T).toarray())
+        return cls(vectors, np.maximum(values, 0.0))
+
+
+class Solver:
+    """Applies A^T (A A^T + l I)^-1 of one Degradation; build once, use for many images of that shape."""
+
+    def __init__(self, degradation: Degradation, weight: float = 0.0) -> None:
+        self.degradation = degradation
+        self._spectra: list[_Spectrum] = []
+        eigenvalues: NDArray[np.float64] = np.ones((1,) * len(degradation.coarse_shape))
+        for a in degradation.changed:
+            matrix = degradation.matrices[a]
+            assert matrix is not None
+            spectrum = _Spectrum.of(matrix)
+            self._spectra.append(spectrum)
+            shape = [1] * len(degradation.coarse_shape)
+            shape[a] = -1
+            eigenvalues = eigenvalues * spectrum.values.reshape(shape)
+        seen = eigenvalues > NULL * eigenvalues.max()
+        weight = max(weight, minimum_weight(degradation, float(eigenvalues.max())))
+        self._inverse = np.where(seen, 1.0 / np.where(seen, eigenvalues + weight, 1.0), 0.0)
+
+    def correction(self, residual: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(..., *coarse) residual -> (..., *fine) least change."""
+        r = np.asarray(residual, np.float64)
+        offset = r.ndim - len(self.degradation.coarse_shape)
+        for a, spectrum in zip(self.degradation.changed, self._spectra, strict=True):
+            r = along(spectrum.vectors.T, r, offset + a)
+        r = r * self._inverse
+        for a, spectrum in zip(self.degradation.changed, self._spectra, strict=True):
+            r = along(spectrum.vectors, r, offset + a)
+        return self.degradation.adjoint(r)
+
+
+def minimum_weight(degradation: Degradation, largest: float) -> float:
+    """The least `l` that keeps the projection stable: 0 unless an axis is ill-conditioned."""
+    kernels = (_middle_kernel(m) for m in degradation.matrices if m is not None)
+    return 0.0 if all(well_conditioned(k) for k in kernels) else ILL_CONDITIONED_WEIGHT * largest
+
+
+def _middle_kernel(matrix: sparse.csr_array) -> NDArray[np.float64]:
+    """A A^T of at most 64 rows from the middle: decides about the axis, whatever the tile."""
+    middle = matrix.shape[0] // 2
+    rows = matrix[max(0, middle - 32) : middle + 32]
+    return np.asarray((rows @ rows.T).toarray())
+
+
+def project(
+    estimate: NDArray[np.floating],
+    observed: NDArray[np.floating],
+    degradation: Degradation,
+    *,
+    weight: float = 0.0,
+    solver: Solver | None = None,
+) -> Projected:
+    """The estimate (..., *fine), changed as little as possible so that it explains `observed` (..., *coarse).
+
+    weight: `l >= 0`; 0 fits the measurement exactly (clean data). solver: a Solver of the same degradation and weight.
+    """
+    solver = solver or Solver(degradation, weight)
+    residual = np.asarray(observed, np.float64) - degradation.forward(estimate)
+    image = np.asarray(estimate, np.float64) + solver.correction(residual)
+    after = np.asarray(observed, np.float64) - degradation.forward(image)
+    return Projected(image, Residual.of(residual), Residual.of(after))
+
+
+def stein_weight(
+    observed: NDArray[np.floating],
+    degradation: Degradation,
+    interpolations: tuple[sparse.csr_array | None, ...],
+    noise_sigma: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Stein's unbiased risk of the degraded floor for a scan of weights: (weights, risk), smaller is better.
+
+    observed: (..., *coarse) windows with noise of standard deviation `noise_sigma`; interpolations: the cubic matrix of
+    each axis or None. risk(l) = mean((y - A x')^2) + 2 n^2 tr(H) / M with H = A W + K (K + l I)^-1 (I - A W).
+    """
+    axes = degradation.changed
+    offset = observed.ndim - len(degradation.coarse_shape)
+    spectra, seen = [], []  # seen: A W per axis
+    for a in axes:
+        matrix, w = degradation.matrices[a], interpolations[a]
+        assert matrix is not None and w is not None
+        spectra.append(_Spectrum.of(matrix))
+        seen.append(np.asarray((matrix @ w).toarray()))
+    r = np.asarray(observed, np.float64)
+    for a, s in zip(axes, seen, strict=True):
+        r = along(s, r, offset + a)
+    r = np.asarray(observed, np.float64) - r
+    for a, spectrum in zip(axes, spectra, strict=True):
+        r = along(spectrum.vectors.T, r, offset + a)
+    power_axes = tuple(i for i in range(r.ndim) if i - offset not in axes)
+    power = np.mean(r * r, axis=power_axes)  # mean square per eigenvector
+    d: NDArray[np.float64] = np.ones(())
+    b: NDArray[np.float64] = np.ones(())
+    trace = 1.0
+    for spectrum, s in zip(spectra, seen, strict=True):
+        d = np.multiply.outer(d, spectrum.values)
+        b = np.multiply.outer(b, np.einsum("ij,ij->j", spectrum.vectors, s @ spectrum.vectors))
+        trace *= float(np.trace(s))
+    weights = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 57) * float(d.max())])
+    floor_weight = minimum_weight(degradation, float(d.max()))
+    weights = np.unique(np.maximum(weights, floor_weight))
+    risk = []
+    for weight in weights:
+        kept = weight / (d + weight) if weight > 0 else np.zeros_like(d)
+        degrees = trace + float(np.sum((1 - kept) * (1 - b)))
+        risk.append(float(np.mean(kept**2 * power)) + 2 * noise_sigma**2 * degrees / d.size)
+    return weights, np.array(risk)

@@ -1,0 +1,1 @@
+"""Rasters with a place on the map: GeoTIFF."""

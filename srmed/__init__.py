@@ -1,0 +1,1 @@
+"""Medical volumes: NIfTI and DICOM."""
