@@ -150,7 +150,8 @@ def stein_weight(
     spectra, seen = [], []  # seen: A W per axis
     for a in axes:
         matrix, w = degradation.matrices[a], interpolations[a]
-        assert matrix is not None and w is not None
+        assert matrix is not None
+        assert w is not None
         spectra.append(_Spectrum.of(matrix))
         seen.append(np.asarray((matrix @ w).toarray()))
     r = np.asarray(observed, np.float64)
