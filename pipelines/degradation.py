@@ -154,11 +154,11 @@ def _wald_blur(length: int, sigma: float) -> sparse.csr_array:
     """Sampled, not integrated, Gaussian on the fine samples: rows (length, length) that sum to 1."""
     reach = math.floor(CUT_SIGMA * sigma)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    band = sparse.diags_array(
-        [np.full(length - abs(k), w) for k, w in zip(range(-reach, reach + 1), taps, strict=True) if abs(k) < length],
-        offsets=[k for k in range(-reach, reach + 1) if abs(k) < length],
-    )
-    return _normalised(sparse.csr_array(band))
+    rows = np.repeat(np.arange(length), len(taps))
+    columns = (np.arange(length)[:, None] + np.arange(-reach, reach + 1)).ravel()
+    inside = (columns >= 0) & (columns < length)
+    band = sparse.csr_array((np.tile(taps, length)[inside], (rows[inside], columns[inside])), shape=(length, length))
+    return _normalised(band)
 
 
 def _normalised(matrix: sparse.csr_array) -> sparse.csr_array:
@@ -179,6 +179,14 @@ def along(
     return np.moveaxis(result, 0, axis)
 
 
+def width_in_fine(profile: Profile, coarse: Grid, axis: int, place: Placement) -> float | None:
+    """Width in fine samples of a profile given as a length, None for the others."""
+    if not profile.in_mm or profile.value is None:
+        return None
+    unit = coarse.spacing[axis] if coarse.frame.unit == "mm" else 1.0
+    return profile.value * float(place.scale) / unit
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Degradation:
     """The forward model between a fine and a coarse lattice, separable.
@@ -197,18 +205,14 @@ class Degradation:
     @classmethod
     def between(cls, coarse: Grid, fine: Grid, profiles: Sequence[Profile], noise_sigma: float | None = None) -> Self:
         """The model of a sensor with one profile per axis. Raises GeometryError if the grids do not fit."""
-        millimetres = coarse.frame.unit == "mm"
         matrices: list[sparse.csr_array | None] = []
         spec = []
-        for place, profile, spacing in zip(placements(coarse, fine), profiles, coarse.spacing, strict=True):
+        for a, (place, profile) in enumerate(zip(placements(coarse, fine), profiles, strict=True)):
             if not place.changed:
                 matrices.append(None)
                 spec.append("same")
                 continue
-            width = None
-            if profile.in_mm:
-                width = (profile.value or 0.0) * float(place.scale) / (spacing if millimetres else 1.0)
-            matrices.append(_cached_matrix(place, profile, width))
+            matrices.append(_cached_matrix(place, profile, width_in_fine(profile, coarse, a, place)))
             spec.append(str(profile))
         return cls(coarse.shape, fine.shape, tuple(matrices), tuple(spec), noise_sigma)
 
@@ -228,7 +232,7 @@ class Degradation:
     def forward_valid(
         self, fine: NDArray[np.floating], valid: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(degraded valid samples, share of each row's weight that is valid); NaN where that share is below one half."""
+        """(degraded valid samples, valid share of each row's weight); NaN where that share is below one half."""
         share = self.forward(valid.astype(np.float64))
         total = self.forward(np.where(valid, fine, 0.0))
         usable = share >= 0.5
@@ -254,7 +258,7 @@ class Degradation:
         return Box(tuple(start), tuple(stop))
 
     def crop(self, coarse: Box, fine: Box) -> Degradation:
-        """The rows of a coarse box on the samples of a fine box; rows that see more than that box are dropped (zero)."""
+        """The rows of a coarse box on the samples of a fine box; rows that see more than that box are zero."""
         matrices: list[sparse.csr_array | None] = []
         for a, matrix in enumerate(self.matrices):
             if matrix is None:
@@ -266,6 +270,15 @@ class Degradation:
             seen = np.asarray(part.sum(axis=1)).ravel()
             matrices.append(sparse.csr_array(sparse.diags_array((seen > whole - 1e-12).astype(float)) @ part))
         return replace(self, coarse_shape=coarse.shape, fine_shape=fine.shape, matrices=tuple(matrices))
+
+    @property
+    def support(self) -> tuple[int, ...]:
+        """Coarse samples per axis from a fine sample to the farthest row that sees it, at most."""
+        result = []
+        for matrix, fine, coarse in zip(self.matrices, self.fine_shape, self.coarse_shape, strict=True):
+            taps = 0 if matrix is None else int(np.diff(matrix.indptr).max())
+            result.append(math.ceil(taps * coarse / fine / 2) + 1 if taps else 0)
+        return tuple(result)
 
     @property
     def reach(self) -> tuple[int, ...]:

@@ -1,17 +1,17 @@
 """What an image says about itself, and the two seams to file formats: Source and Sink.
 
-A Header is enough to plan without reading a pixel; it never holds what could identify a patient. A Source reads boxes of
-samples; a Sink pulls boxes of a product, in the order its format likes, from anything that is a Source.
+A Header is enough to plan without reading a pixel; it never holds what could identify a patient. A Source reads boxes
+of samples; a Sink pulls boxes of a product, in the order its format likes, from anything that is a Source.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One band or series. profiles: the sensor's blur, one per axis; range: valid stored values (low, high), if known."""
+    """One band or series. profiles: the sensor's blur, one per axis."""
 
     name: str
     profiles: tuple[Profile, ...]
@@ -62,7 +62,8 @@ class Header:
     dtype: of the stored samples ('uint16'); domain: 'med', 'geo' or '' (bare arrays); modality: 'MR', 'CT',
     'optical'...; slice_axis: the through-plane axis of a volume, else None; may_have_invalid: whether samples can be
     NaN; facts: name -> Fact (thickness_mm, nodata...); problems: what a user should know, one line each;
-    anatomical_axes: e.g. 'foot-head' per axis.
+    anatomical_axes: e.g. 'foot-head' per axis; file_world and file_affine: the affine as the file itself states it, in
+    its own axis order and world ('NIfTI RAS+ mm, (i, j, k) centres'), for people and reports only.
     """
 
     grid: Grid
@@ -75,6 +76,8 @@ class Header:
     facts: dict[str, Fact] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     anatomical_axes: tuple[str, ...] = ()
+    file_world: str = ""
+    file_affine: tuple[tuple[float, ...], ...] = ()
 
     def profiles(self, channel: int, told: Told | None = None) -> tuple[Profile, ...]:
         """The blur of one channel per axis: what was told, else what the header knows.
@@ -99,6 +102,35 @@ class Header:
     def degradation(self, fine: Grid, channel: int = 0, told: Told | None = None) -> Degradation:
         """The forward model of one channel from `fine` to this header's grid."""
         return Degradation.between(self.grid, fine, self.profiles(channel, told))
+
+
+def header_to_json(header: Header) -> dict[str, Any]:
+    """Plain values; `header_from_json` gives the same header back."""
+    data: dict[str, Any] = {name: getattr(header, name) for name in header.__dataclass_fields__}
+    data["grid"] = header.grid.to_json()
+    data["channels"] = [
+        {**asdict(channel), "profiles": [str(p) for p in channel.profiles]} for channel in header.channels
+    ]
+    data["facts"] = {name: asdict(fact) for name, fact in header.facts.items()}
+    return data
+
+
+def header_from_json(data: dict[str, Any]) -> Header:
+    """The header that `header_to_json` wrote."""
+    channels = tuple(
+        Channel(**{**c, "profiles": tuple(Profile.parse(p) for p in c["profiles"])}) for c in data["channels"]
+    )
+    return Header(
+        **{
+            **data,
+            "grid": Grid.from_json(data["grid"]),
+            "channels": channels,
+            "facts": {name: Fact(**fact) for name, fact in data["facts"].items()},
+            "problems": tuple(data["problems"]),
+            "anatomical_axes": tuple(data["anatomical_axes"]),
+            "file_affine": tuple(tuple(row) for row in data["file_affine"]),
+        }
+    )
 
 
 class Source(Protocol):

@@ -60,7 +60,7 @@ def _cubic_taps(u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
     weights = np.zeros((len(u), width))
     for tap in range(4):
         weights[:, tap : tap + len(k)] += spline[:, tap : tap + 1] * prefilter
-    taps = low[:, None] - 1 - PREFILTER_REACH + np.arange(width)
+    taps = np.asarray(low[:, None] - 1 - PREFILTER_REACH + np.arange(width), np.float64)
     return taps, weights
 
 

@@ -7,6 +7,7 @@ any `l`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,35 +60,35 @@ class Projected:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Spectrum:
+class Spectrum:
     """Eigenvectors (M, M) and eigenvalues (M,) of A A^T on one axis."""
 
     vectors: NDArray[np.float64]
     values: NDArray[np.float64]
 
     @classmethod
-    def of(cls, matrix: sparse.csr_array) -> _Spectrum:
+    def of(cls, matrix: sparse.csr_array) -> Spectrum:
         values, vectors = np.linalg.eigh((matrix @ matrix.T).toarray())
         return cls(vectors, np.maximum(values, 0.0))
 
 
 class Solver:
-    """Applies A^T (A A^T + l I)^-1 of one Degradation; build once, use for many images of that shape."""
+    """Applies A^T (A A^T + l I)^-1 of one Degradation; build once, use for many images of that shape.
 
-    def __init__(self, degradation: Degradation, weight: float = 0.0) -> None:
+    spectra: of the changed axes, if the caller keeps them. The weight is used as given; `stable_weight` gives the least.
+    """
+
+    def __init__(
+        self, degradation: Degradation, weight: float = 0.0, spectra: Sequence[Spectrum] | None = None
+    ) -> None:
         self.degradation = degradation
-        self._spectra: list[_Spectrum] = []
+        self._spectra = spectra or [Spectrum.of(m) for m in degradation.matrices if m is not None]
         eigenvalues: NDArray[np.float64] = np.ones((1,) * len(degradation.coarse_shape))
-        for a in degradation.changed:
-            matrix = degradation.matrices[a]
-            assert matrix is not None
-            spectrum = _Spectrum.of(matrix)
-            self._spectra.append(spectrum)
+        for a, spectrum in zip(degradation.changed, self._spectra, strict=True):
             shape = [1] * len(degradation.coarse_shape)
             shape[a] = -1
             eigenvalues = eigenvalues * spectrum.values.reshape(shape)
         seen = eigenvalues > NULL * eigenvalues.max()
-        weight = max(weight, minimum_weight(degradation, float(eigenvalues.max())))
         self._inverse = np.where(seen, 1.0 / np.where(seen, eigenvalues + weight, 1.0), 0.0)
 
     def correction(self, residual: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -102,10 +103,12 @@ class Solver:
         return self.degradation.adjoint(r)
 
 
-def minimum_weight(degradation: Degradation, largest: float) -> float:
-    """The least `l` that keeps the projection stable: 0 unless an axis is ill-conditioned."""
-    kernels = (_middle_kernel(m) for m in degradation.matrices if m is not None)
-    return 0.0 if all(well_conditioned(k) for k in kernels) else ILL_CONDITIONED_WEIGHT * largest
+def stable_weight(degradation: Degradation) -> float:
+    """The least `l` that keeps the projection stable: 0 unless an axis is ill-conditioned (overlapping slices)."""
+    kernels = [_middle_kernel(m) for m in degradation.matrices if m is not None]
+    if all(well_conditioned(k) for k in kernels):
+        return 0.0
+    return ILL_CONDITIONED_WEIGHT * float(np.prod([np.linalg.norm(k, 2) for k in kernels]))
 
 
 def _middle_kernel(matrix: sparse.csr_array) -> NDArray[np.float64]:
@@ -127,7 +130,7 @@ def project(
 
     weight: `l >= 0`; 0 fits the measurement exactly (clean data). solver: a Solver of the same degradation and weight.
     """
-    solver = solver or Solver(degradation, weight)
+    solver = solver or Solver(degradation, max(weight, stable_weight(degradation)))
     residual = np.asarray(observed, np.float64) - degradation.forward(estimate)
     image = np.asarray(estimate, np.float64) + solver.correction(residual)
     after = np.asarray(observed, np.float64) - degradation.forward(image)
@@ -152,7 +155,7 @@ def stein_weight(
         matrix, w = degradation.matrices[a], interpolations[a]
         assert matrix is not None
         assert w is not None
-        spectra.append(_Spectrum.of(matrix))
+        spectra.append(Spectrum.of(matrix))
         seen.append(np.asarray((matrix @ w).toarray()))
     r = np.asarray(observed, np.float64)
     for a, s in zip(axes, seen, strict=True):
@@ -170,8 +173,7 @@ def stein_weight(
         b = np.multiply.outer(b, np.einsum("ij,ij->j", spectrum.vectors, s @ spectrum.vectors))
         trace *= float(np.trace(s))
     weights = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 57) * float(d.max())])
-    floor_weight = minimum_weight(degradation, float(d.max()))
-    weights = np.unique(np.maximum(weights, floor_weight))
+    weights = np.unique(np.maximum(weights, stable_weight(degradation)))
     risk = []
     for weight in weights:
         kept = weight / (d + weight) if weight > 0 else np.zeros_like(d)

@@ -1,1 +1,91 @@
-"""Networks and how to load them."""
+"""Networks that supply the residual r of a product: x = Project(cubic(y) + r(y)).
+
+A network is local: its output at a fine sample depends on a certified number of coarse samples around it and on nothing
+else, so that tiles agree with the whole. Torch is imported by `load` only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.card import ModelCard
+from pipelines.errors import ModelError
+from pipelines.grid import Box, Placement
+
+NETWORKS: dict[str, str] = {"lattice": "pipelines.networks.lattice:load"}
+"""Family named by a card -> 'module:function', called with (card, device, threads)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a network is told about the measurement, one value per channel, free of units.
+
+    blur_fwhm_coarse: full width at half maximum of the blur along the upsampled axes, in coarse samples.
+    noise_over_scale: standard deviation of the noise over the `scale` that the samples were divided by.
+    """
+
+    blur_fwhm_coarse: tuple[float, ...]
+    noise_over_scale: tuple[float, ...]
+
+
+class Predictor(Protocol):
+    """A network with its weights, on its device.
+
+    halo: coarse samples per axis (array order) that the residual at a fine sample needs on each side of the nearest
+    coarse index; multiple_of: what the start and the shape of a read box must be multiples of.
+    """
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        """See above; the first axis is the upsampled one of a volume: `reach` says it for any axis."""
+        ...
+
+    @property
+    def multiple_of(self) -> tuple[int, ...]:
+        """See above."""
+        ...
+
+    def reach(self, places: tuple[Placement, ...]) -> tuple[int, ...]:
+        """The halo per axis for the axes that `places` upsample. Raises ModelError if they do not suit the network."""
+        ...
+
+    def residual(
+        self,
+        samples: NDArray[np.float32],
+        read: Box,
+        write: Box,
+        places: tuple[Placement, ...],
+        condition: Condition,
+    ) -> NDArray[np.float32]:
+        """r (c, *write.shape) in the units of `samples`.
+
+        samples: (c, *read.shape), finite, (x - centre) / scale, reflected by the caller where `read` reaches beyond
+        the image (NumPy's mode 'reflect'); read: global coarse indices; write: global fine indices. Raises ModelError
+        if `read` lacks a part of the halo or the axes do not suit the network.
+        """
+        ...
+
+
+def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> Predictor:
+    """The network of a card with its verified weights. Raises ModelError if the card names none that is known."""
+    if card.network not in NETWORKS:
+        raise ModelError(
+            what=f"the model {card.name} names the network '{card.network}', which is not known here",
+            fix=f"known are {', '.join(sorted(NETWORKS))}; update truescale or choose another model",
+        )
+    module, _, name = NETWORKS[card.network].partition(":")
+    make = getattr(importlib.import_module(module), name)
+    predictor: Predictor = make(card, device, threads)
+    return predictor
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -1,1 +1,1 @@
-"""Training pairs and the loop."""
+"""Training of the shipped networks: simulated pairs and the loop. Needs the extra `train`."""

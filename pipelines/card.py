@@ -1,0 +1,219 @@
+"""What a model is: its card, where the cards are, and which one a request gets by default. Needs neither torch nor NumPy.
+
+A bundle is a card and its weights, `NAME-VERSION.json` and `.safetensors`, in configs/models. nearest, linear, cubic and
+the floor need no weights; their cards are built in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from pipelines.errors import ModelError
+
+_INSTALLED = Path(__file__).parent / "configs"
+
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "configs"
+"""Shipped settings and bundles: inside the package once installed, beside it in a checkout."""
+
+DOMAINS = ("med", "geo", "any")
+INTERPOLATIONS = ("nearest", "linear", "cubic")
+AXES = ("through-plane", "image", "any")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """All that planning needs to know about a model.
+
+    interpolation: the estimate the residual is added to; project: whether the projection follows unless told otherwise;
+    network, options: family in `pipelines.networks` and its shape, None without one; axes: 'through-plane' (exactly one
+    axis of a volume), 'image' (both axes of a raster, same scale) or 'any'; scales: least and largest; blur_fwhm_coarse:
+    least and largest blur it was trained for [coarse samples]; halo, multiple_of: coarse samples, the upsampled axis of
+    a volume first; bytes_per_sample: peak working bytes per coarse sample read and channel; sha256: of weights_file;
+    figures: measured gains; training: what it cost.
+    """
+
+    name: str
+    version: str = "1.0"
+    domain: str = "any"
+    interpolation: str = "cubic"
+    project: bool = True
+    network: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    axes: str = "any"
+    scales: tuple[float, float] = (1.0, 64.0)
+    blur_fwhm_coarse: tuple[float, float] | None = None
+    channels: str = "any number, each alone"
+    normalisation: str = "none"
+    halo: tuple[int, ...] = ()
+    multiple_of: tuple[int, ...] = ()
+    bytes_per_sample: float = 0.0
+    sha256: str = ""
+    weights_file: str = ""
+    trained_on: str = "nothing"
+    licence: str = "Apache-2.0"
+    figures: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    notes: str = ""
+    folder: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("domain", self.domain, DOMAINS),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("axes", self.axes, AXES),
+        ):
+            if value not in allowed:
+                raise ModelError(
+                    what=f"the card of {self.name} has the {what} '{value}'", fix=f"known are {', '.join(allowed)}"
+                )
+
+    @property
+    def id(self) -> str:
+        """NAME-VERSION."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def weights(self) -> Path | None:
+        """The safetensors file, None without a network."""
+        return self.folder / self.weights_file if self.folder and self.weights_file else None
+
+    def reach(self, changed: Sequence[bool]) -> tuple[int, ...]:
+        """The network's halo per axis, in array order, for the axes that are upsampled (0 without a network)."""
+        if not self.network:
+            return (0,) * len(changed)
+        if self.axes == "through-plane":
+            return tuple(self.halo[0] if c else self.halo[1] for c in changed)
+        return tuple(self.halo[: len(changed)])
+
+    def suits(self, scales: Sequence[Fraction | float]) -> str:
+        """'' if the network can upsample by these scales (one per axis), else the reason why not."""
+        changed = [float(s) for s in scales if s != 1]
+        low, high = self.scales
+        if not self.network or not changed:
+            return ""
+        if self.axes == "through-plane" and (len(scales) != 3 or len(changed) != 1):
+            return f"{self.id} upsamples exactly one axis of a volume"
+        if self.axes == "image" and (len(scales) != 2 or len(set(changed)) != 1 or len(changed) != 2):
+            return f"{self.id} upsamples both axes of an image by the same scale"
+        if any(not low <= s <= high for s in changed):
+            return f"{self.id} was trained for scales {low:g} to {high:g}, not {max(changed):g}"
+        return ""
+
+    def verify(self) -> None:
+        """Raise ModelError unless the weights are those the card speaks of."""
+        if not self.network:
+            return
+        path = self.weights
+        if path is None or not path.is_file():
+            raise ModelError(
+                what=f"the weights of {self.id} are missing",
+                why=f"{self.weights_file or 'no file'} is not beside its card",
+                fix="install the package again, or put the file back",
+            )
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != self.sha256:
+            raise ModelError(
+                what=f"the weights of {self.id} are not those of its card",
+                why=f"the card says sha256 {self.sha256[:12] or 'nothing'}, the file has {found[:12]}",
+                fix="install the package again, or correct the card if the change is meant",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` gives the same card back."""
+        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], folder: Path | None = None) -> Self:
+        """A card from plain values. Raises ModelError for unknown or missing fields."""
+        known = {f.name for f in fields(cls)} - {"folder"}
+        unknown = sorted(set(data) - known)
+        if unknown or "name" not in data:
+            fault = f"the unknown field '{unknown[0]}'" if unknown else "no name"
+            raise ModelError(
+                what=f"a model card has {fault}", why="it was written for another version", fix="update truescale"
+            )
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**tuples, folder=folder)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The card in a JSON file. Raises ModelError."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(what=f"{path.name} cannot be read as a model card", why=str(error)) from error
+        if not isinstance(data, dict):
+            raise ModelError(what=f"{path.name} is not a model card", why="it holds no JSON object")
+        return cls.from_json(data, path.parent)
+
+    def write(self, path: Path) -> None:
+        """Write the card as JSON, readable and with one value a line."""
+        path.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+_PLAIN = ModelCard(name="cubic", project=False, trained_on="nothing: no weights")
+
+BUILT_IN: dict[str, ModelCard] = {
+    "nearest": replace(_PLAIN, name="nearest", interpolation="nearest", notes="copies the nearest sample"),
+    "linear": replace(_PLAIN, name="linear", interpolation="linear", notes="linear interpolation"),
+    "cubic": replace(_PLAIN, notes="cubic B-spline interpolation"),
+    "floor": replace(_PLAIN, name="floor", project=True, notes="cubic, then the projection: explains the input"),
+}
+"""Models without weights."""
+
+
+def available(folder: Path | None = None) -> list[ModelCard]:
+    """Built-in models, then the bundles of configs/models by name and version."""
+    return [*BUILT_IN.values(), *_bundles(folder)]
+
+
+def _bundles(folder: Path | None) -> list[ModelCard]:
+    cards = [ModelCard.read(p) for p in sorted((folder or CONFIGS / "models").glob("*.json"))]
+    return sorted(cards, key=lambda c: (c.name, _order(c.version)))
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in version.split("."))
+
+
+def find(name_or_path: str | Path, folder: Path | None = None) -> ModelCard:
+    """The model of that name (NAME, NAME-VERSION, NAME@VERSION: the newest without a version) or card file.
+
+    Raises ModelError that names the nearest known model.
+    """
+    text = str(name_or_path)
+    if text.endswith(".json"):
+        path = Path(text)
+        if not path.is_file():
+            raise ModelError(what=f"there is no model card {path.name}", fix="give the path of an existing .json")
+        return ModelCard.read(path)
+    if text in BUILT_IN:
+        return BUILT_IN[text]
+    bundles = _bundles(folder)
+    named = [c for c in bundles if text in (c.name, c.id, f"{c.name}@{c.version}")]
+    if named:
+        return named[-1]
+    names = [*BUILT_IN, *dict.fromkeys(c.name for c in bundles)]
+    close = difflib.get_close_matches(text, [*names, *(c.id for c in bundles)], n=1, cutoff=0.5)
+    raise ModelError(
+        what=f"there is no model '{text}'",
+        why=f"known are {', '.join(names)}",
+        fix=f"did you mean '{close[0]}'?" if close else "see them with truescale models",
+    )
+
+
+def choose(domain: str, scales: Sequence[Fraction | float], folder: Path | None = None) -> ModelCard:
+    """The default model for a domain ('med', 'geo', '') and one scale per axis: the newest network that suits, else the floor."""
+    if any(s != 1 for s in scales):
+        for card in reversed(_bundles(folder)):
+            if card.network and card.domain == domain and not card.suits(scales):
+                return card
+    return BUILT_IN["floor"]

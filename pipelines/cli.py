@@ -1,0 +1,399 @@
+"""The command line: each command parses, calls one public function and prints. No logic, no defaults of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.errors import StoppedError, TruescaleError
+from pipelines.screen import Screen, describe_header, describe_plan, describe_report, table
+
+if TYPE_CHECKING:
+    from pipelines.planning import Request
+
+NOTICE = "Research software, not a medical device."
+
+Options = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def _asked(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that `upscale` and `plan` share."""
+    for option in reversed(
+        (
+            click.argument("source", metavar="INPUT", type=click.Path(path_type=Path)),
+            click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path)),
+            click.option("--scale", metavar="2|4x1x1", help="Factor, one or per axis (slowest axis first: z, y, x)."),
+            click.option(
+                "--spacing", metavar="1.0|1x0.9x0.9", help="Spacing asked; one number touches coarser axes only."
+            ),
+            click.option(
+                "--like",
+                metavar="REFERENCE",
+                type=click.Path(path_type=Path),
+                help="Take grid and field of view from a file.",
+            ),
+            click.option(
+                "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
+            ),
+            click.option("--slice-thickness", metavar="MM", type=float, help="Wins over the file's header."),
+            click.option(
+                "--degradation",
+                metavar="NAME",
+                help="What made the input: slice:T cosine:T box:T mtf:M gaussian:F block wald.",
+            ),
+            click.option(
+                "--noise",
+                metavar="auto|0|SIGMA",
+                default="auto",
+                show_default=True,
+                help="Standard deviation in input units; 0: clean.",
+            ),
+            click.option(
+                "--no-consistency", is_flag=True, help="Leave out the projection: the product may contradict the input."
+            ),
+            click.option(
+                "--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."
+            ),
+            click.option(
+                "--workers", metavar="N", type=int, help="Threads. Default: 1 with a network, else one a core."
+            ),
+            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+            click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
+            click.option("--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file."),
+            click.option(
+                "--work",
+                metavar="DIR",
+                type=click.Path(path_type=Path),
+                help="Work folder, kept. Default: OUTPUT.work, removed at the end.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout."),
+            click.option("--quiet", is_flag=True, help="No progress, no summary."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _request(options: dict[str, Any]) -> Request:
+    from pipelines.planning import Request
+
+    return Request(**_fields(options))
+
+
+def _fields(options: dict[str, Any]) -> dict[str, Any]:
+    names = ("scale", "spacing", "model", "slice_thickness", "degradation", "noise", "memory", "workers", "device")
+    return {**{name: options[name] for name in names}, "consistency": not options["no_consistency"]}
+
+
+def _bands(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.UsageError(f"--bands {text}: write numbers like 1,2,3") from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="truescale", prog_name="truescale")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the log.")
+def truescale(debug: bool) -> None:
+    """Super-resolution whose product explains its input: degraded again, the measured data come back.
+
+    \b
+    truescale upscale t2_axial.nii.gz t2_iso.nii.gz
+    truescale upscale series/ t2_iso.nii.gz --spacing 1
+    truescale upscale scene.tif scene_5m.tif --scale 2
+    truescale verify t2_iso.nii.gz --against t2_axial.nii.gz
+
+    Research software, not a medical device: samples between measured slices are inferred.
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, stream=sys.stderr)
+
+
+@truescale.command()
+@_asked
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option("--resume", is_flag=True, help="Go on with a stopped run of the same request.")
+def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Super-resolve INPUT into OUTPUT, verify the result and report beside it (OUTPUT.report.json).
+
+    \b
+    truescale upscale t2_axial.nii.gz t2_iso.nii.gz             isotropic at its finest spacing
+    truescale upscale dicom_folder/ t2.nii.gz --scale 4x1x1     through-plane only
+    truescale upscale s2.tif s2_5m.tif --model floor --bands 1,2,3
+
+    INPUT: NIfTI (.nii, .nii.gz), a folder of one DICOM series, GeoTIFF or .zarr. OUTPUT: .nii, .nii.gz, .tif or .zarr.
+    Research software, not a medical device.
+    """
+    from pipelines import runner
+
+    stop = threading.Event()
+    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with Screen(quiet=options["quiet"]) as screen:
+            report = runner.upscale(
+                source,
+                output,
+                like=options["like"],
+                bands=_bands(options["bands"]),
+                nodata=options["nodata"],
+                work=options["work"],
+                overwrite=overwrite,
+                resume=resume,
+                progress=screen.progress,
+                stopped=stop.is_set,
+                on_plan=lambda plan: screen.say(describe_plan(plan, short=True)),
+                **_fields(options),
+            )
+            screen.say(describe_report(report))
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if options["as_json"]:
+        click.echo(json.dumps(report.to_json()))
+
+
+@truescale.command()
+@_asked
+@click.option("--overwrite", is_flag=True, hidden=True)
+@click.option("--resume", is_flag=True, hidden=True)
+def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """Say what `upscale` would do with the same arguments: grids, model, degradation, tiles, memory. Reads no pixel.
+
+    truescale plan t2_axial.nii.gz t2_iso.nii.gz --spacing 1 --json
+    """
+    del overwrite, resume
+    from pipelines import formats, runner
+
+    with formats.open_source(source, bands=_bands(options["bands"]), nodata=options["nodata"]) as opened:
+        like = runner.open_reference(options["like"]) if options["like"] else None
+        made = runner.plan(opened, _request(options), like=like, paths=runner.Paths(output, options["work"]))
+    click.echo(json.dumps(made.summary()) if options["as_json"] else describe_plan(made))
+
+
+@truescale.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--pixels", is_flag=True, help="Read the samples too: valid fraction, range, noise.")
+@click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1.")
+@click.option("--nodata", metavar="VALUE", type=float)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def inspect(source: Path, pixels: bool, bands: str | None, nodata: float | None, as_json: bool) -> None:
+    """Say what INPUT is: grid, spacing, thickness and where it came from, channels, problems.
+
+    truescale inspect series/ --pixels
+    """
+    from pipelines import inspection
+
+    found = inspection.inspect(source, pixels=pixels, bands=_bands(bands), nodata=nodata)
+    click.echo(json.dumps(found) if as_json else describe_header(found))
+
+
+@truescale.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUTPUT.zarr", type=click.Path(path_type=Path))
+@click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1.")
+@click.option("--nodata", metavar="VALUE", type=float)
+@click.option("--overwrite", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@click.option("--quiet", is_flag=True)
+def ingest(
+    source: Path, output: Path, bands: str | None, nodata: float | None, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
+    """Copy samples, valid mask and grid of INPUT into chunked zarr; nothing else of the file.
+
+    truescale ingest t2_axial.nii.gz t2_axial.zarr
+    """
+    from pipelines import inspection, runner
+
+    with Screen(quiet=quiet) as screen:
+        path = runner.ingest(
+            source, output, overwrite=overwrite, progress=screen.progress, bands=_bands(bands), nodata=nodata
+        )
+        screen.say(f"done     {path}")
+    if as_json:
+        click.echo(json.dumps(inspection.inspect(path)))
+
+
+@truescale.command()
+@click.argument("product", metavar="PRODUCT", type=click.Path(path_type=Path))
+@click.option("--against", metavar="INPUT", type=click.Path(path_type=Path), required=True)
+@click.option("--slice-thickness", metavar="MM", type=float)
+@click.option("--degradation", metavar="NAME", help="As for upscale.")
+@click.option("--noise", metavar="auto|0|SIGMA", default="auto", show_default=True)
+@click.option("--bands", metavar="1,2,3", help="Bands of the input that the product was made from.")
+@click.option("--nodata", metavar="VALUE", type=float)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@click.option("--quiet", is_flag=True)
+def verify(product: Path, against: Path, as_json: bool, quiet: bool, bands: str | None, **options: Any) -> None:
+    """Degrade PRODUCT again and compare it with INPUT: residual per slice or row block, over the noise.
+
+    truescale verify t2_iso.nii.gz --against t2_axial.nii.gz
+    """
+    from pipelines import inspection
+
+    with Screen(quiet=quiet) as screen:
+        result = inspection.check(product, against, progress=screen.progress, bands=_bands(bands), **options)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        rows = [
+            [r["channel"], f"{r['start']}-{r['stop'] - 1}", f"{r['rmse']:.4g}", _ratio(r["over_noise"])]
+            for r in result["parts"]
+        ]
+        click.echo(table(["channel", f"{result['part_axis']} slices", "rmse", "over noise"], rows))
+        for c in result["channels"]:
+            click.echo(
+                f"{c['channel']}: rmse {c['rmse']:.4g}, {_ratio(c['over_noise'])} of the noise "
+                f"({c['noise_sigma']:.4g}), largest {c['maximum']:.4g}, degradation {c['degradation']}"
+            )
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+@truescale.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True)
+def models(name: str | None, as_json: bool) -> None:
+    """List the models, or show one: task, scale, domain, size, trained on, licence, hash, figures.
+
+    truescale models lattice-mri
+    """
+    from pipelines import card as cards
+
+    if name:
+        card = cards.find(name)
+        click.echo(json.dumps(card.to_json(), indent=None if as_json else 2))
+        return
+    found = cards.available()
+    if as_json:
+        click.echo(json.dumps([card.to_json() for card in found]))
+        return
+    rows = [
+        [
+            card.id if card.network else card.name,
+            card.domain,
+            card.axes,
+            f"{card.scales[0]:g}-{card.scales[1]:g}x" if card.network else "any",
+            f"{card.weights.stat().st_size / 1e6:.1f} MB" if card.weights and card.weights.is_file() else "-",
+            card.sha256[:12] or "-",
+            card.licence,
+            card.trained_on,
+        ]
+        for card in found
+    ]
+    click.echo(table(["model", "domain", "refines", "scale", "weights", "sha256", "licence", "trained on"], rows))
+
+
+@truescale.command()
+@click.option("--suite", type=click.Choice(["smoke", "full"]), default="smoke", show_default=True)
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    envvar="TRUESCALE_DATA",
+    help="Default: $TRUESCALE_DATA.",
+)
+@click.option("--model", "chosen", metavar="NAME", multiple=True, help="Only these (and the floor). Repeatable.")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--quiet", is_flag=True)
+def evaluate(suite: str, data: Path | None, chosen: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+    """Print the tables of the protocol on the dev split: nearest, linear, cubic, floor and the shipped networks.
+
+    TRUESCALE_DATA=data truescale evaluate --suite smoke
+    """
+    if data is None or not data.is_dir():
+        raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
+    from pipelines.evaluation import suite as suites
+
+    with Screen(quiet=quiet) as screen:
+        result = suites.evaluate(suite, data, list(chosen) or None, progress=screen.progress)
+    click.echo(json.dumps(result.to_json()) if as_json else result.to_text())
+
+
+@truescale.command()
+@click.argument("name", metavar="head|landscape", type=click.Choice(["head", "landscape"]))
+@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True)
+def sample(name: str, output: Path, overwrite: bool) -> None:
+    """Make the demo's inputs, with their truth beside them.
+
+    \b
+    truescale sample head head.nii.gz            thick slices of a numerical head, and head_truth.nii.gz
+    truescale sample landscape landscape.tif     10 m bands of a made landscape, and landscape_truth.tif
+    """
+    from pipelines import samples_io
+
+    for path in samples_io.write_sample(name, output, overwrite=overwrite):
+        click.echo(path)
+
+
+@truescale.command()
+@click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    envvar="TRUESCALE_DATA",
+    help="Default: $TRUESCALE_DATA.",
+)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Checkpoints, logs and the bundle.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+def train(config: Path, data: Path | None, out: Path | None, resume: bool) -> None:
+    """Train a network as CONFIG says; writes a bundle. Needs the extra 'train'.
+
+    TRUESCALE_DATA=data truescale train configs/training/lattice-mri.yaml
+    """
+    if data is None or not data.is_dir():
+        raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
+    from pipelines.training import fit
+
+    click.echo(fit.train(config, data, out, resume=resume))
+
+
+def main() -> None:
+    """Run the command line; errors become one or two lines and an exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        truescale.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail(StoppedError(what="stopped", fix="the same call with --resume goes on"), debug)
+    except TruescaleError as error:
+        _fail(error, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:  # a bug: say so without a page of text
+        if debug:
+            raise
+        click.echo(f"error    {type(error).__name__}, which is a bug in truescale. Run again with --debug.", err=True)
+        sys.exit(1)
+
+
+def _fail(error: TruescaleError, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"error    {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

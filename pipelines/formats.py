@@ -1,0 +1,105 @@
+"""Which file is read and written by what: tables of 'module:name', so no arrow points from the core to a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from pipelines.errors import InputError, UsageError
+from pipelines.image import Sink, Source
+
+READERS: Mapping[str, str] = {
+    "nifti": "srmed.nifti:open_nifti",
+    "dicom": "srmed.dicom:open_dicom",
+    "raster": "srgeo.raster:open_raster",
+    "zarr": "pipelines.zarr_image:open_zarr",
+}
+"""Kind of file -> function (path, **options) -> Source."""
+
+WRITERS: Mapping[str, str] = {
+    ".nii": "srmed.nifti:NiftiSink",
+    ".nii.gz": "srmed.nifti:NiftiSink",
+    ".tif": "srgeo.cog:CogSink",
+    ".tiff": "srgeo.cog:CogSink",
+    ".zarr": "pipelines.zarr_image:ZarrSink",
+}
+"""Ending -> Sink."""
+
+OPTIONS = {"raster": ("bands", "nodata")}
+"""Options that a reader takes."""
+
+MAGIC: tuple[tuple[int, tuple[bytes, ...], str], ...] = (
+    (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "raster"),
+    (344, (b"n+1\0", b"ni1\0"), "nifti"),
+    (4, (b"n+2\0", b"ni2\0"), "nifti"),
+    (128, (b"DICM",), "dicom"),
+)
+"""(offset, signatures, kind): looked at only when the name says nothing."""
+
+
+def _load(name: str) -> Any:
+    module, attribute = name.split(":")
+    return getattr(import_module(module), attribute)
+
+
+def kind_of(path: Path) -> str:
+    """The key of READERS for a path, by its name, then by its first bytes. Raises InputError."""
+    text = str(path)
+    if "://" in text or text.startswith("/vsi"):
+        raise InputError(
+            what=f"'{path.name}' is a remote path", why="the network is never used", fix="download the file first"
+        )
+    if not path.exists():
+        raise InputError(what=f"there is no file or folder '{path.name}'", fix="check the path")
+    name = path.name.lower()
+    if name.endswith((".safe", ".safe.zip")):
+        raise InputError(what="SAFE products are not read yet", fix="give the band as a GeoTIFF")
+    if path.is_dir():
+        return "zarr" if (path / "zarr.json").exists() else "dicom"
+    if path.stat().st_size == 0:
+        raise InputError(what=f"'{path.name}' is empty", fix="fetch it again")
+    if name.endswith((".nii", ".nii.gz")):
+        return "nifti"
+    if name.endswith((".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")):
+        return "raster"  # which says itself what it does not read
+    with path.open("rb") as file:
+        head = file.read(512)
+    for offset, signatures, kind in MAGIC:
+        if any(head[offset : offset + len(s)] == s for s in signatures):
+            return kind
+    raise InputError(
+        what=f"'{path.name}' is of an unknown kind",
+        why="truescale reads NIfTI (.nii, .nii.gz), folders of DICOM slices, GeoTIFF and its own .zarr",
+        fix="convert it to one of these",
+    )
+
+
+def open_source(path: str | Path, **options: Any) -> Source:
+    """The open input at a path. options: bands and nodata of rasters. Raises InputError or UsageError."""
+    path = Path(path)
+    kind = kind_of(path)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in OPTIONS.get(kind, ()):
+            raise UsageError(what=f"--{name} means nothing for a {kind} input", fix="leave it out")
+    return cast("Source", _load(READERS[kind])(path, **given))
+
+
+def ending(path: Path) -> str:
+    """The key of WRITERS for an output path. Raises UsageError."""
+    name = path.name.lower()
+    for suffix in sorted(WRITERS, key=len, reverse=True):
+        if name.endswith(suffix):
+            return suffix
+    if name.endswith(".dcm") or "." not in name:
+        raise UsageError(what="DICOM cannot be written yet", fix="write .nii.gz")
+    raise UsageError(
+        what=f"no writer for '{path.name}'", fix=f"end the output with one of {', '.join(sorted(WRITERS))}"
+    )
+
+
+def sink_for(path: str | Path) -> Sink:
+    """The Sink for an output path. Raises UsageError."""
+    return cast("Sink", _load(WRITERS[ending(Path(path))])())

@@ -1,0 +1,186 @@
+"""What a file is, and whether a product explains its input: the answers of `inspect` and `verify` as plain values."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import formats
+from pipelines.calibration import noise_sigma, window_samples
+from pipelines.degradation import Degradation, Profile
+from pipelines.errors import UsageError
+from pipelines.grid import Box
+from pipelines.image import Header, Source, Told
+from pipelines.projection import Residual
+from pipelines.verification import verify
+from pipelines.zarr_image import ZarrImage, write_image
+
+Progress = Callable[[str, int, int], None]
+
+
+def inspect(
+    path: str | Path, *, pixels: bool = False, bands: Sequence[int] | None = None, nodata: float | None = None
+) -> dict[str, Any]:
+    """Everything the header says, as plain values; pixels: also the valid fraction, range and noise per channel."""
+    with formats.open_source(path, bands=tuple(bands) if bands else None, nodata=nodata) as source:
+        header = source.header
+        found: dict[str, Any] = {
+            "kind": _kind(header),
+            "domain": header.domain,
+            "modality": header.modality,
+            "dtype": header.dtype,
+            "axes": header.grid.axes,
+            "axes_named": list(header.anatomical_axes or header.grid.axes),
+            "shape": list(header.grid.shape),
+            "spacing": list(header.grid.spacing),
+            "unit": header.grid.frame.unit,
+            "affine": [list(row) for row in (header.file_affine or header.grid.affine.tolist())],
+            "affine_world": header.file_world,
+            "slice_axis": None if header.slice_axis is None else header.grid.axes[header.slice_axis],
+            "channels": [
+                {"name": c.name, "kind": c.kind, "unit": c.unit, "profiles": [str(p) for p in c.profiles]}
+                for c in header.channels
+            ],
+            "degradation": ", ".join(
+                f"{a} {p}" for a, p in zip(header.grid.axes, header.channels[0].profiles, strict=True)
+            ),
+            "may_have_invalid": header.may_have_invalid,
+            "facts": {name: asdict(fact) for name, fact in header.facts.items()},
+            "problems": list(header.problems),
+        }
+        if pixels:
+            found["pixels"] = _pixels(source)
+    return found
+
+
+def _kind(header: Header) -> str:
+    if header.channels[0].kind == "classes" and len(header.channels) == 1:
+        return "label map"
+    return "volume" if header.grid.ndim == 3 else "raster"
+
+
+@contextmanager
+def _ingested(source: Source) -> Iterator[ZarrImage]:
+    """The source copied to zarr for random access in bounded memory; removed again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.zarr"
+        write_image(source, source.header, path)
+        with ZarrImage(path) as image:
+            yield image
+
+
+def _pixels(source: Source) -> list[dict[str, Any]]:
+    count = len(source.header.channels)
+    known, total = np.zeros(count), 0
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    with _ingested(source) as image:
+        for box in image.blocks(4_000_000):
+            values = image.read(box).reshape(count, -1)
+            finite = np.isfinite(values)
+            known += finite.sum(axis=1)
+            total += box.size
+            low = np.minimum(low, np.where(finite, values, np.inf).min(axis=1))
+            high = np.maximum(high, np.where(finite, values, -np.inf).max(axis=1))
+        noise = [_noise(image, c) for c in range(count)]
+    return [
+        {
+            "channel": source.header.channels[c].name,
+            "valid_fraction": float(known[c] / total),
+            "minimum": float(low[c]) if known[c] else None,
+            "maximum": float(high[c]) if known[c] else None,
+            "noise_sigma": noise[c][0],
+            "noise_method": noise[c][1],
+        }
+        for c in range(count)
+    ]
+
+
+def _noise(image: ZarrImage, channel: int) -> tuple[float, str]:
+    """Estimate as a run would make it."""
+
+    def read(box: Box) -> tuple[Any, Any]:
+        values = image.read(box)[channel : channel + 1]
+        known = np.isfinite(values)
+        return np.where(known, values, 0), known
+
+    values, valid = window_samples(image.header.grid.shape, read)
+    rician = image.header.channels[channel].noise_model == "rician"
+    return noise_sigma(values[:, 0].astype(np.float64), valid[:, 0], rician=rician)
+
+
+def check(
+    product: str | Path,
+    against: str | Path,
+    *,
+    slice_thickness: float | None = None,
+    degradation: str | None = None,
+    noise: str | float = "auto",
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> dict[str, Any]:
+    """Residual of INPUT minus the degraded PRODUCT: per channel, and per block of slices or rows.
+
+    Raises UsageError if the two do not have the same channels, GeometryError if their grids do not fit.
+    """
+    told = Told(Profile.parse(degradation) if degradation else None, slice_thickness)
+    chosen = tuple(bands) if bands else None
+    with (
+        formats.open_source(product) as made,
+        formats.open_source(against, bands=chosen, nodata=nodata) as given,
+        _ingested(given) as observed,
+    ):
+        if len(made.header.channels) != len(given.header.channels):
+            raise UsageError(
+                what=f"the product has {len(made.header.channels)} channels, the input {len(given.header.channels)}",
+                fix="name the bands it was made from with --bands",
+            )
+        fine = made.header.grid
+        if fine.frame.kind == given.header.grid.frame.kind == "patient":
+            fine = type(fine)(fine.axes, fine.shape, fine.affine, given.header.grid.frame)
+        models: list[Degradation | None] = [
+            given.header.degradation(fine, c, told) if channel.kind == "image" else None
+            for c, channel in enumerate(given.header.channels)
+        ]
+        sigmas = [
+            (0.0, "none") if m is None else _noise(observed, c) if noise == "auto" else (float(noise), "told")
+            for c, m in enumerate(models)
+        ]
+        result = verify(made, observed, models, on_slab=lambda done, total: progress("verify", done, total))
+        names = [c.name for c in given.header.channels]
+        axis = given.header.grid.axes[0]
+    channels, parts = [], []
+    for c, model in enumerate(models):
+        if model is None:
+            continue
+        sigma, method = sigmas[c]
+        channels.append(
+            {
+                **_numbers(names[c], result.total(c), sigma),
+                "rmse_inner": result.total(c, inner=True).rms,
+                "noise_sigma": sigma,
+                "noise_method": method,
+                "degradation": " x ".join(model.spec),
+            }
+        )
+        parts += [
+            {**_numbers(names[c], slab.residuals[c], sigma), "start": slab.start, "stop": slab.stop}
+            for slab in result.slabs
+        ]
+    return {"product": str(product), "against": str(against), "part_axis": axis, "channels": channels, "parts": parts}
+
+
+def _numbers(name: str, residual: Residual, sigma: float) -> dict[str, Any]:
+    return {
+        "channel": name,
+        "rmse": residual.rms,
+        "maximum": residual.maximum,
+        "samples": residual.count,
+        "over_noise": residual.rms / sigma if sigma else None,
+    }

@@ -1,0 +1,185 @@
+"""Lattice body + phase head: a residual network on the coarse lattice, exact for any rational scale.
+
+Valid, bias-free convolutions with a zero-sum first layer, so that r(a x + c) = a r(x) for a > 0: units, offsets and
+constants do not matter (Mohan et al. 2020; Herbreteau et al. 2023). The head places K basis maps at the exact phase of
+each fine sample (Hu et al. 2019, Meta-SR, restricted to separable phases). The last convolution starts at zero, so an
+untrained network is the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F  # torch's own name for it
+from monai.networks.blocks.convolutions import Convolution
+from torch import Tensor, nn
+
+LEAK = 0.1
+"""Slope of the activation below zero: scale-equivariant like ReLU, and no unit dies in a short training."""
+
+HEAD_GAIN = 0.1
+"""Keeps the first steps of K added maps as small as those of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatticeOptions:
+    """Shape of a network, as its card holds it.
+
+    channels, blocks: width and number of residual blocks; basis: maps K of the head; planes: neighbouring planes that
+    are read together (odd); fold: in-plane samples folded into channels; thin: every second convolution spans one
+    sample along the first axis; phases: upsampled axes (1: the first of a plane, 2: both); hidden: width of the MLPs.
+    """
+
+    channels: int = 64
+    blocks: int = 6
+    basis: int = 20
+    planes: int = 1
+    fold: int = 1
+    thin: bool = False
+    phases: int = 2
+    hidden: int = 64
+
+    @classmethod
+    def of(cls, options: dict[str, object]) -> Self:
+        """From a card; unknown names are ignored by no one: a TypeError."""
+        return cls(**{k: cast(int, v) for k, v in options.items()})
+
+    def to_json(self) -> dict[str, int | bool]:
+        """Plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def margin(self) -> tuple[int, int]:
+        """Lattice samples per side that the valid convolutions consume: (first axis, folded second axis)."""
+        second = 2 + 2 * self.blocks
+        return (2 + self.blocks if self.thin else second), second
+
+    @property
+    def halo(self) -> tuple[int, int]:
+        """Coarse samples per side on (first axis, second axis), for any phase of the fold."""
+        first, second = self.margin
+        return first, second * self.fold + self.fold - 1
+
+
+def condition_features(scale: float, blur_fwhm_coarse: float, noise_over_scale: float) -> tuple[float, float, float]:
+    """What the network is told, spread to about one unit each."""
+    return math.log2(scale) - 2.0, blur_fwhm_coarse - 1.0, math.log2(1.0 + 200.0 * noise_over_scale)
+
+
+def locate(coordinates: Sequence[Fraction]) -> tuple[list[int], list[Fraction]]:
+    """Nearest lattice index and phase in [-1/2, 1/2) of exact coarse coordinates."""
+    index = [math.floor(u + Fraction(1, 2)) for u in coordinates]
+    return index, [u - i for u, i in zip(coordinates, index, strict=True)]
+
+
+def _convolution(inputs: int, outputs: int, kernel: tuple[int, int]) -> Convolution:
+    return Convolution(2, inputs, outputs, kernel_size=kernel, padding=0, bias=False, norm=None, act=None)
+
+
+class _Block(nn.Module):
+    """x + B(leaky(gamma A x)), the skip cropped to what the valid convolutions leave."""
+
+    def __init__(self, channels: int, thin: bool) -> None:
+        super().__init__()
+        self.rows = 1 if thin else 2
+        self.a = _convolution(channels, channels, (3, 3))
+        self.b = _convolution(channels, channels, (1, 3) if thin else (3, 3))
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        inner = F.leaky_relu(self.a(x) * gamma, LEAK)
+        r = self.rows
+        return cast(Tensor, x[:, :, r : x.shape[2] - r, 2 : x.shape[3] - 2] + self.b(inner))
+
+
+class _PhaseBasis(nn.Module):
+    """B_k(phase; condition): one row of K weights per distinct phase."""
+
+    def __init__(self, options: LatticeOptions) -> None:
+        super().__init__()
+        raw = (7 if options.phases == 1 else 15) + 3
+        self.phases = options.phases
+        self.one = nn.Linear(raw, options.hidden)
+        self.two = nn.Linear(options.hidden, options.hidden)
+        self.out = nn.Linear(raw + options.hidden, options.basis)
+        nn.init.normal_(self.out.weight, std=(raw + options.hidden) ** -0.5)
+
+    def forward(self, phase: Tensor, condition: Tensor) -> Tensor:
+        """phase: (n, phases) in [-1/2, 1/2); condition: (3,). Returns (n, K)."""
+        t = 2 * phase
+        if self.phases == 1:
+            waves = [f(math.pi * k * t) for k in (1, 2) for f in (torch.sin, torch.cos)]
+            raw = torch.cat([t, t * t, t * t * t, *waves], dim=1)
+        else:
+            powers = [torch.stack([t[:, a] ** p for p in range(4)], dim=1) for a in (0, 1)]
+            raw = torch.einsum("ni,nj->nij", *powers).flatten(1)[:, 1:]
+        raw = torch.cat([raw, condition.expand(len(raw), -1)], dim=1)
+        hidden = F.silu(self.two(F.silu(self.one(raw))))
+        return cast(Tensor, self.out(torch.cat([raw, hidden], dim=1)))
+
+
+class LatticeNet(nn.Module):
+    """Basis maps on the lattice (`forward`) and their weights at a phase (`basis`)."""
+
+    def __init__(self, options: LatticeOptions, *, mixed: bool = False) -> None:
+        """mixed: run the body in bfloat16 (training only)."""
+        super().__init__()
+        self.options, self.mixed = options, mixed
+        c, fold = options.channels, options.fold
+        self.first = _convolution(options.planes * fold, c, (3, 3))
+        self.body = nn.ModuleList(_Block(c, options.thin) for _ in range(options.blocks))
+        self.last = _convolution(c, options.basis * fold, (3, 3))
+        self.film = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, c * options.blocks))
+        self.basis = _PhaseBasis(options)
+        nn.init.zeros_(self.film[2].weight)
+        nn.init.zeros_(self.film[2].bias)
+        nn.init.zeros_(self.last.conv.weight)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Maps (b, K, rows - 2 margin, columns - 2 fold margin) of planes (b, planes, rows, columns).
+
+        columns: a multiple of the fold. condition: (3,) from `condition_features`.
+        """
+        o = self.options
+        x = fold_columns(x, o.fold).contiguous(memory_format=torch.channels_last)
+        weight = self.first.conv.weight
+        zero_sum = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
+        x = F.leaky_relu(F.conv2d(x, zero_sum), LEAK)
+        gamma = 1.0 + self.film(condition).view(o.blocks, 1, o.channels, 1, 1)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+            for block, g in zip(self.body, gamma, strict=True):
+                x = block(x, g)
+        x = self.last(x.float() if self.mixed else x)
+        return HEAD_GAIN * unfold_columns(x, o.fold)
+
+
+def fold_columns(x: Tensor, fold: int) -> Tensor:
+    """(b, c, rows, columns) -> (b, c * fold, rows, columns / fold)."""
+    b, c, rows, columns = x.shape
+    return x.reshape(b, c, rows, columns // fold, fold).permute(0, 1, 4, 2, 3).reshape(b, c * fold, rows, -1)
+
+
+def unfold_columns(x: Tensor, fold: int) -> Tensor:
+    """The inverse of `fold_columns`."""
+    b, c, rows, columns = x.shape
+    return x.reshape(b, c // fold, fold, rows, columns).permute(0, 1, 3, 4, 2).reshape(b, c // fold, rows, -1)
+
+
+def place_rows(maps: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """r (b, n, columns) = sum_k weights[n, k] maps[b, k, rows[n]]; one map at a time, so a row never depends on others."""
+    result = torch.zeros(maps.shape[0], len(rows), maps.shape[3], dtype=maps.dtype, device=maps.device)
+    for k in range(maps.shape[1]):
+        result = result + maps[:, k].index_select(1, rows) * weights[:, k, None]
+    return result
+
+
+def place_pixels(maps: Tensor, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """r (b, ny, nx) = sum_k weights[k, ny, nx] maps[b, k, rows[ny], columns[nx]]."""
+    result = torch.zeros(maps.shape[0], len(rows), len(columns), dtype=maps.dtype, device=maps.device)
+    for k in range(maps.shape[1]):
+        result = result + maps[:, k].index_select(1, rows).index_select(2, columns) * weights[k]
+    return result

@@ -1,0 +1,253 @@
+"""Running a lattice network on boxes of samples: planes of volumes in both views, bands of images in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines.card import ModelCard
+from pipelines.errors import ModelError
+from pipelines.grid import Box, Placement
+from pipelines.networks import Condition
+from pipelines.networks.lattice import (
+    LatticeNet,
+    LatticeOptions,
+    condition_features,
+    locate,
+    place_pixels,
+    place_rows,
+)
+
+BATCH_SAMPLES = 32768
+"""Lattice samples a network sees at once: their features stay near the processor's caches."""
+
+BLOCK = 128
+"""Coarse samples of a side of an image that are computed together."""
+
+Array = NDArray[np.float32]
+
+
+def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> LatticePredictor:
+    """The predictor of a card. Raises ModelError if the weights are not those of the card or do not fit it."""
+    card.verify()
+    assert card.weights is not None
+    if threads is not None and device == "cpu":
+        torch.set_num_threads(threads)
+    try:
+        options = LatticeOptions.of(card.options)
+        net = LatticeNet(options)
+        net.load_state_dict(load_file(card.weights))
+    except (TypeError, RuntimeError) as error:
+        raise ModelError(
+            what=f"the weights of {card.id} do not fit its card",
+            why=str(error).splitlines()[0],
+            fix="update truescale or choose another model",
+        ) from error
+    if not all(bool(torch.isfinite(v).all()) for v in net.state_dict().values()):
+        raise ModelError(what=f"the weights of {card.id} are not finite", fix="choose another model")
+    return LatticePredictor(net, device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Fine samples of a write box on one upsampled axis. rows: nearest lattice index of each, global; low, high: of all."""
+
+    rows: list[int]
+    phases: list[Fraction]
+
+    @classmethod
+    def of(cls, place: Placement, start: int, stop: int) -> _Axis:
+        return cls(*locate(place.coordinates(start, stop)))
+
+    @property
+    def low(self) -> int:
+        return min(self.rows)
+
+    @property
+    def high(self) -> int:
+        return max(self.rows)
+
+
+class LatticePredictor:
+    """A Predictor (see `pipelines.networks`) of one network on one device."""
+
+    def __init__(self, net: LatticeNet, device: str = "cpu") -> None:
+        self.options: LatticeOptions = net.options
+        self.device = device
+        self._basis = net.basis.double().to("cpu").eval()  # phases and their weights in float64, once per call
+        self._net = net.eval().to(device)
+        self._net.basis = self._basis
+        self._weights: dict[tuple[object, ...], Tensor] = {}
+        for parameter in net.parameters():
+            parameter.requires_grad_(False)
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        """Coarse samples per side; of a volume the upsampled axis first."""
+        first, second = self.options.halo
+        return (first, second, second) if self.options.phases == 1 else (first, second)
+
+    @property
+    def multiple_of(self) -> tuple[int, ...]:
+        """Any box will do: folding starts at even global indices."""
+        return (1,) * len(self.halo)
+
+    def reach(self, places: tuple[Placement, ...]) -> tuple[int, ...]:
+        """Halo per axis of the array that `places` describe."""
+        changed = [p.changed for p in places]
+        wanted = 1 if self.options.phases == 1 else 2
+        if len(places) != len(self.halo) or sum(changed) != wanted:
+            kind = "one axis of a volume" if wanted == 1 else "both axes of an image"
+            raise ModelError(
+                what=f"this network upsamples {kind}, not {sum(changed)} of {len(places)} axes",
+                fix="choose another model or scale",
+            )
+        if wanted == 2:
+            return self.halo
+        return tuple(self.halo[0] if c else self.halo[1] for c in changed)
+
+    def residual(
+        self, samples: Array, read: Box, write: Box, places: tuple[Placement, ...], condition: Condition
+    ) -> Array:
+        """See `Predictor.residual`."""
+        halo = self.reach(places)
+        axes = {a: _Axis.of(p, write.start[a], write.stop[a]) for a, p in enumerate(places) if p.changed}
+        self._refuse_short(read, write, axes, halo)
+        result = np.empty((len(samples), *write.shape), np.float32)
+        with torch.inference_mode():
+            for c, (blur, noise) in enumerate(
+                zip(condition.blur_fwhm_coarse, condition.noise_over_scale, strict=True)
+            ):
+                scale = float(next(p.scale for p in places if p.changed))
+                told = torch.tensor(condition_features(scale, blur, noise), dtype=torch.float64)
+                if self.options.phases == 1:
+                    result[c] = self._volume(samples[c], read, write, next(iter(axes.items())), told)
+                else:
+                    result[c] = self._image(samples[c], read, axes[0], axes[1], told)
+        return result
+
+    def _refuse_short(self, read: Box, write: Box, axes: dict[int, _Axis], halo: tuple[int, ...]) -> None:
+        for a, h in enumerate(halo):
+            low, high = (axes[a].low, axes[a].high) if a in axes else (write.start[a], write.stop[a] - 1)
+            if read.start[a] > low - h or read.stop[a] <= high + h:
+                raise ModelError(
+                    what=f"samples {read.start[a]} to {read.stop[a]} on axis {a} are too few for the network",
+                    why=f"it needs {h} on each side of {low} to {high}",
+                )
+
+    def _rows(self, axis: _Axis, told: Tensor) -> tuple[list[Fraction], NDArray[np.intp], Tensor]:
+        """Distinct phases, the number of each fine sample's phase, and their weights (n, K)."""
+        distinct = sorted(set(axis.phases))
+        number = {p: n for n, p in enumerate(distinct)}
+        which = np.array([number[p] for p in axis.phases], np.intp)
+        table = torch.tensor([[float(p)] for p in distinct], dtype=torch.float64)
+        return distinct, which, self._basis(table, told).float()
+
+    def _volume(
+        self, samples: Array, read: Box, write: Box, changed: tuple[int, _Axis], told: Tensor
+    ) -> Array:
+        """The mean of both views, (*write.shape)."""
+        a, axis = changed
+        views = []
+        for b, c in _others(a):
+            order = (c, b, a)  # planes, columns, rows
+            moved = samples.transpose(order)
+            planes = self._view(moved, Box(_pick(read.start, order), _pick(read.stop, order)), _part(write, (c, b)), axis, told)
+            views.append(np.transpose(planes, _inverse((c, a, b))))
+        return np.asarray((views[0] + views[1]) * np.float32(0.5))
+
+    def _view(self, samples: Array, read: Box, write: Box, axis: _Axis, told: Tensor) -> Array:
+        """r (planes, fine rows, columns) of samples (planes, columns, rows); write: (planes, columns)."""
+        o = self.options
+        margin_rows, margin_columns = o.margin
+        fold = o.fold
+        first = write.start[1] // fold * fold - fold * margin_columns  # folding starts at global multiples
+        last = -(-write.stop[1] // fold) * fold + fold * margin_columns
+        low, high = axis.low - margin_rows, axis.high + 1 + margin_rows
+        region = samples[:, first - read.start[1] : last - read.start[1], low - read.start[2] : high - read.start[2]]
+        half = o.planes // 2
+        start = write.start[0] - half - read.start[0]
+        count = write.shape[0]
+        size = max(1, BATCH_SAMPLES * fold // (region.shape[1] * region.shape[2]))
+        _, which, weights = self._rows(axis, told)
+        rows = torch.tensor([i - axis.low for i in axis.rows], device=self.device)
+        weights = weights[which].to(self.device)
+        skip = write.start[1] - write.start[1] // fold * fold
+        result = np.empty((count, len(axis.rows), write.shape[1]), np.float32)
+        condition = told.float().to(self.device)
+        for n in range(0, count, size):
+            # the last batch is filled up by repetition: a batch of another size would round differently
+            wanted = np.minimum(np.arange(n, n + size), count - 1)[:, None] + np.arange(o.planes) + start
+            planes = np.ascontiguousarray(region[wanted].transpose(0, 1, 3, 2))
+            maps = self._net(torch.from_numpy(planes).to(self.device), condition)
+            placed = place_rows(maps, rows, weights)[:, :, skip : skip + write.shape[1]]
+            result[n : n + size] = placed[: min(size, count - n)].cpu().numpy()
+        return result
+
+    def _image(self, samples: Array, read: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
+        """r (fine rows, fine columns) of one band."""
+        margin = self.options.margin[0]
+        ys, which_y, _ = self._distinct(y)
+        xs, which_x, _ = self._distinct(x)
+        table = torch.tensor([[float(p), float(q)] for p in ys for q in xs], dtype=torch.float64)
+        weights = self._basis(table, told).float().T.contiguous().to(self.device)  # (K, distinct)
+        condition = told.float().to(self.device)
+        result = np.empty((len(y.rows), len(x.rows)), np.float32)
+        for rows in _blocks(y.rows):
+            for columns in _blocks(x.rows):
+                top, left = y.rows[rows.start] - margin, x.rows[columns.start] - margin
+                bottom, right = y.rows[rows.stop - 1] + 1 + margin, x.rows[columns.stop - 1] + 1 + margin
+                part = samples[
+                    top - read.start[0] : bottom - read.start[0], left - read.start[1] : right - read.start[1]
+                ]
+                maps = self._net(torch.from_numpy(np.ascontiguousarray(part))[None, None].to(self.device), condition)
+                number = torch.from_numpy(which_y[rows][:, None] * len(xs) + which_x[columns]).to(self.device)
+                r = place_pixels(
+                    maps,
+                    torch.tensor([i - top - margin for i in y.rows[rows]], device=self.device),
+                    torch.tensor([i - left - margin for i in x.rows[columns]], device=self.device),
+                    weights[:, number],
+                )
+                result[rows, columns] = r[0].cpu().numpy()
+        return result
+
+    @staticmethod
+    def _distinct(axis: _Axis) -> tuple[list[Fraction], NDArray[np.intp], None]:
+        distinct = sorted(set(axis.phases))
+        number = {p: n for n, p in enumerate(distinct)}
+        return distinct, np.array([number[p] for p in axis.phases], np.intp), None
+
+
+def _blocks(rows: list[int]) -> Iterator[slice]:
+    """Slices of fine samples whose nearest lattice indices span at most BLOCK."""
+    start = 0
+    for n, row in enumerate(rows):
+        if row - rows[start] >= BLOCK:
+            yield slice(start, n)
+            start = n
+    yield slice(start, len(rows))
+
+
+def _others(axis: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The two views of a volume: (columns, planes) and the other way round."""
+    b, c = (n for n in range(3) if n != axis)
+    return (c, b), (b, c)
+
+
+def _pick(values: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(values[n] for n in order)
+
+
+def _part(box: Box, order: tuple[int, ...]) -> Box:
+    return Box(_pick(box.start, order), _pick(box.stop, order))
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.argsort(order))

@@ -1,0 +1,77 @@
+"""The fine samples of a work folder, shown as a Source: sinks, verification and viewers read all images in one way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.grid import Box, Placement
+from pipelines.image import Header, slabs
+from pipelines.planning import Plan
+from pipelines.store import Store
+
+
+def field_of_view(place: Placement) -> tuple[Fraction, Fraction]:
+    """Coarse coordinates between which fine centres belong to the input: its faces, and half a fine sample more.
+
+    (Where M s is not whole, the outermost centres overhang by at most a quarter.)
+    """
+    margin = Fraction(1, 2) + Fraction(1, 2) / place.scale
+    return -margin, place.coarse - 1 + margin
+
+
+class StoredProduct:
+    """A Source over the finished fine samples: invalid where the nearest coarse sample is, or beyond the input."""
+
+    def __init__(self, store: Store, header: Header, plan: Plan) -> None:
+        self._header, self._plan = header, plan
+        self._fine = store.array(store.fine)
+        self._valid = store.array(store.coarse, "valid") if store.has_mask() else None
+
+    @property
+    def header(self) -> Header:
+        return self._header
+
+    @property
+    def identity(self) -> str:
+        return self._plan.run_hash
+
+    def blocks(self, max_samples: int) -> Iterator[Box]:
+        yield from slabs(self._header.grid.shape, max_samples)
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        values = np.asarray(self._fine[(slice(None), *box.slices)], np.float32)
+        nearest, inside = [], []
+        for a, place in enumerate(self._plan.places):
+            u = place.coordinates(box.start[a], box.stop[a])
+            index = np.array([math.floor(c + Fraction(1, 2)) for c in u])
+            low, high = field_of_view(place)
+            inside.append(np.array([low < c < high for c in u]))
+            nearest.append(np.clip(index, 0, place.coarse - 1))
+        keep = np.ones(box.shape, bool)
+        for a, within in enumerate(inside):
+            keep &= np.expand_dims(within, [b for b in range(len(inside)) if b != a])
+        if self._valid is not None:
+            hull = tuple(slice(int(n[0]), int(n[-1]) + 1) for n in nearest)
+            valid = np.asarray(self._valid[(slice(None), *hull)], bool)
+            valid = valid[np.ix_(range(len(valid)), *[n - n[0] for n in nearest])]
+            values[~valid] = np.nan
+        values[:, ~keep] = np.nan
+        return values
+
+    def close(self) -> None:
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

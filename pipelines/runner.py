@@ -1,0 +1,484 @@
+"""The sequence of a run: open, plan, ingest, calibrate, tiles, export, verify, report. Nothing is decided here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import formats, planning
+from pipelines.calibration import calibrate
+from pipelines.engine import local
+from pipelines.errors import BudgetError, InputError, StoppedError, TileError, UsageError
+from pipelines.filling import fill_invalid
+from pipelines.grid import Box, Factor, Grid
+from pipelines.image import ArraySource, Header, Source, Told
+from pipelines.planning import CHUNK, Plan, Request
+from pipelines.product import StoredProduct, field_of_view
+from pipelines.projection import Residual
+from pipelines.report import ChannelResult, RunReport, Stopwatch, peak_bytes, report_path
+from pipelines.store import Ledger, Record, Store
+from pipelines.verification import Verification, verify
+from pipelines.worker import Worker, run_tiles
+from pipelines.zarr_image import ZarrImage, write_image
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total) often; must be quick and thread-safe."""
+
+DISK_MARGIN = 1.1
+"""Free space asked for, over the plan's upper bound."""
+
+
+def _quiet(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a run reads and writes. work: None for the default place beside the output, removed at the end."""
+
+    output: Path
+    work: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+
+    @property
+    def work_folder(self) -> Path:
+        """The work folder in use."""
+        return self.work or self.output.with_name(self.output.name + ".work")
+
+
+def version() -> str:
+    """The version of truescale."""
+    return installed_version("truescale")
+
+
+def open_reference(path: str | Path) -> Grid:
+    """The grid of a `--like` file."""
+    with formats.open_source(path) as source:
+        return source.header.grid
+
+
+def plan(source: Source, request: Request, *, like: Grid | None = None, paths: Paths | None = None) -> Plan:
+    """What would happen, without reading a pixel or writing a byte."""
+    if like is not None and like.frame.kind == source.header.grid.frame.kind == "patient":
+        like = replace(like, frame=source.header.grid.frame)  # one file says a UID, another none: compared by the user
+    made = planning.resolve(
+        source.header, source.identity, request, reference=like, cores=os.cpu_count() or 1, version=version()
+    )
+    if paths is not None:
+        formats.sink_for(paths.output).refuse(_product_header(source.header, made), paths.output)
+        made = replace(made, work=str(paths.work_folder), work_kept=paths.work is not None, output=str(paths.output))
+    return made
+
+
+def _product_header(header: Header, made: Plan) -> Header:
+    return replace(
+        header,
+        grid=made.fine,
+        problems=(),
+        file_affine=(),
+        file_world="",
+        may_have_invalid=header.may_have_invalid or not _same_field(made),
+    )
+
+
+def _same_field(made: Plan) -> bool:
+    """Whether every fine sample lies inside the input's field of view (not so with some references)."""
+    for place in made.places:
+        first, last = place.coordinates(0, 1)[0], place.coordinates(place.fine - 1, place.fine)[0]
+        low, high = field_of_view(place)
+        if first <= low or last >= high:
+            return False
+    return True
+
+
+def upscale(
+    source: str | Path | Source,
+    output: str | Path,
+    *,
+    like: str | Path | None = None,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    work: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = _quiet,
+    stopped: Callable[[], bool] = _never,
+    on_plan: Callable[[Plan], None] = lambda _plan: None,
+    **asked: Any,
+) -> RunReport:
+    """Super-resolve one image into a new file and report how well it explains its input.
+
+    source: a path or an open Source; asked: fields of Request (scale, spacing, model, noise...). Raises TruescaleError;
+    on any error nothing half-written is left at `output`.
+    """
+    request = Request(**asked)
+    paths = Paths(Path(output), Path(work) if work else None, overwrite, resume)
+    watch = Stopwatch()
+    _check_output(paths)
+    with watch.stage("open"):
+        opened = (
+            formats.open_source(source, bands=tuple(bands) if bands else None, nodata=nodata)
+            if isinstance(source, (str, Path))
+            else source
+        )
+    with opened:
+        with watch.stage("plan"):
+            made = plan(opened, request, like=open_reference(like) if like else None, paths=paths)
+            check_device(made)
+            _check_space(made, paths)
+        on_plan(made)
+        return _carry_out(opened, made, paths, watch, progress, stopped)
+
+
+def _carry_out(
+    opened: Source, made: Plan, paths: Paths, watch: Stopwatch, progress: Progress, stopped: Callable[[], bool]
+) -> RunReport:
+    store = Store(paths.work_folder)
+    _prepare(store, made, paths)
+    resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped)
+    product = StoredProduct(store, _product_header(opened.header, made), made)
+    sink = formats.sink_for(paths.output)
+    _remove(report_path(paths.output))
+    with watch.stage("export"):
+        progress("export", 0, 1)
+        counts = sink.write(product, opened, paths.output, _note(made))
+        progress("export", 1, 1)
+    with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
+        checked = verify(written, observed, _models(made), on_slab=lambda done, total: progress("verify", done, total))
+        report = _report(made, paths, watch, checked, written.header, store, resumed, records)
+    report = replace(report, clipped=counts.get("clipped", 0), peak_bytes=peak_bytes(), seconds=_rounded(watch.seconds))
+    report_file = report_path(paths.output)
+    temporary = report_file.with_name(f".{report_file.name}.partial")
+    temporary.write_text(_json(report))
+    temporary.replace(report_file)
+    if paths.work is None:
+        shutil.rmtree(store.folder, ignore_errors=True)
+    return report
+
+
+def run(
+    store: Store,
+    opened: Source,
+    made: Plan,
+    *,
+    watch: Stopwatch,
+    progress: Progress = _quiet,
+    stopped: Callable[[], bool] = _never,
+) -> tuple[int, dict[int, Record]]:
+    """Ingest, calibrate and make all tiles in a prepared work folder: (tiles found done, records of all).
+
+    What an earlier run of the same plan has done is kept.
+    """
+    with watch.stage("read"):
+        _ingest(store, opened, made, progress, stopped)
+    with watch.stage("calibrate"):
+        _calibrate(store, made)
+    worker = Worker(store.folder, device=made.device, threads=_threads(made))
+    positions = [worker.cover.position(i) for i in range(len(worker.cover))]
+    todo = Ledger(store, made.run_hash).missing(positions)
+    done = len(positions) - len(todo)
+    progress("tiles", done, len(positions))
+    failures: list[Record] = []
+    counted = [done]
+
+    def on_done(record: Record) -> None:
+        if record.error:
+            failures.append(record)
+        else:
+            for stage, seconds in record.seconds.items():
+                watch.add(stage, seconds)
+            counted[0] += 1
+            progress("tiles", counted[0], len(positions))
+
+    def work(tiles: Sequence[int], writer: str) -> None:
+        run_tiles(worker, tiles, writer=writer, on_done=on_done, stopped=stopped)
+
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):  # one thread a worker: the same sums whatever the machine
+        local.run(work, todo, made.workers)
+    if stopped():
+        raise StoppedError(
+            what=f"stopped with {counted[0]} of {len(positions)} tiles done", fix="the same call with --resume goes on"
+        )
+    if failures:
+        first = min(failures, key=lambda r: r.tile)
+        raise TileError(
+            what=f"{len(failures)} of {len(positions)} tiles failed, the first is tile {first.tile}: {first.error}",
+            fix="mend the cause and run again with --resume",
+        )
+    return done, Ledger(store, made.run_hash).records()
+
+
+def _threads(made: Plan) -> int:
+    return max(1, (os.cpu_count() or 1) // made.workers)
+
+
+def _check_output(paths: Paths) -> None:
+    parent = paths.output.parent
+    if not parent.is_dir():
+        raise UsageError(what=f"the output folder '{parent}' does not exist", fix="make it first")
+    if paths.output.exists() and not paths.overwrite:
+        raise UsageError(what=f"the output '{paths.output.name}' exists", fix="give --overwrite to replace it")
+
+
+def check_device(made: Plan) -> None:
+    """Raise UsageError if CUDA is asked for and absent."""
+    if made.device == "cuda":
+        from pipelines.networks import has_cuda
+
+        if not has_cuda():
+            raise UsageError(
+                what="CUDA was asked for, but this machine or this build of torch has none",
+                fix="use --device cpu or auto",
+            )
+
+
+def _check_space(made: Plan, paths: Paths) -> None:
+    needed = int((made.work_bytes + made.output_bytes) * DISK_MARGIN)
+    folder = paths.work_folder if paths.work_folder.is_dir() else paths.work_folder.parent
+    if not folder.is_dir():
+        raise UsageError(what="the folder of --work does not exist", fix="make it first")
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BudgetError(
+            what=f"the run needs up to {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
+            why="it would stop half-way",
+            fix="free space, or name a roomier place with --work",
+        )
+
+
+def _prepare(store: Store, made: Plan, paths: Paths) -> None:
+    """A work folder that holds this plan: a fresh one, or the one to resume."""
+    old = store.read_json("plan.json")
+    if old is not None and paths.resume:
+        before = Plan.from_json(old)
+        if before.run_hash != made.run_hash:
+            own, other = made.to_json(), before.to_json()
+            names = [
+                k for k in own if own[k] != other.get(k) and k not in ("workers", "memory_bytes", "predicted_bytes")
+            ]
+            raise InputError(
+                what=f"the work folder belongs to another run (different: {', '.join(names)})",
+                why="mixing both would spoil the product",
+                fix="leave out --resume to start again",
+            )
+    elif store.folder.exists():
+        if paths.work is not None and old is None and any(store.folder.iterdir()):
+            raise UsageError(
+                what="the folder of --work is not empty and holds no run", fix="name an empty or a new folder"
+            )
+        shutil.rmtree(store.folder)
+    store.write_json("plan.json", made.to_json())
+
+
+def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stopped: Callable[[], bool]) -> None:
+    if (store.read_json("ingest.json") or {}).get("identity") == made.identity:
+        return
+    shutil.rmtree(store.coarse, ignore_errors=True)
+
+    def on_block(done: int, total: int) -> None:
+        progress("read", done, total)
+        if stopped():
+            raise StoppedError(what="stopped while reading", fix="the same call with --resume goes on")
+
+    write_image(opened, opened.header, store.coarse, on_block)
+    if opened.header.may_have_invalid:
+        fill_invalid(store.folder)
+    store.write_json("ingest.json", {"identity": made.identity})
+
+
+def _calibrate(store: Store, made: Plan) -> None:
+    if (store.read_json("calibration.json") or {}).get("run") != made.run_hash:
+        samples = store.array(store.coarse)
+        mask = store.array(store.coarse, "valid") if store.has_mask() else None
+
+        def read(box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+            index = (slice(None), *box.slices)
+            values = np.asarray(samples[index], np.float32)
+            return values, np.ones(values.shape, bool) if mask is None else np.asarray(mask[index], bool)
+
+        store.write_json("calibration.json", {"run": made.run_hash, **calibrate(made, read).to_json()})
+        shutil.rmtree(store.fine, ignore_errors=True)
+    if not (store.fine / "samples" / "zarr.json").exists():
+        chunk = CHUNK[made.fine.ndim]
+        store.create_fine((len(made.channels), *made.fine.shape), (chunk,) * made.fine.ndim, made.shard)
+
+
+def _models(made: Plan) -> list[Any]:
+    return [None if channel.treatment == "nearest" else made.degradation(c) for c, channel in enumerate(made.channels)]
+
+
+def _note(made: Plan) -> dict[str, str]:
+    """Provenance for the product: no time, host or path."""
+    spec = sorted({" x ".join(channel.spec) for channel in made.channels})
+    return {
+        "software": f"truescale {made.version}",
+        "model": made.model,
+        "weights": (made.weights_sha256 or "none")[:16],
+        "scale": "x".join(f"{s:g}" for s in made.scale),
+        "degradation": ", ".join(spec),
+        "noise": str(made.noise),
+        "use": "research software, not a medical device",
+    }
+
+
+def _report(
+    made: Plan,
+    paths: Paths,
+    watch: Stopwatch,
+    checked: Verification,
+    written: Header,
+    store: Store,
+    resumed: int,
+    records: dict[int, Record],
+) -> RunReport:
+    numbers = (store.read_json("calibration.json") or {})["channels"]
+    channels, everything, weighted = [], Residual(), 0.0
+    for c, channel in enumerate(made.channels):
+        total = checked.total(c) if checked.slabs else Residual()
+        before = Residual()
+        for _, record in sorted(records.items()):
+            before = before.merged(Residual(*record.before[c]))
+        sigma = numbers[c]["noise_sigma"]
+        compared = channel.treatment != "nearest"
+        if compared:
+            everything = everything.merged(total)
+            weighted += total.sum_squares / sigma**2 if sigma else 0.0
+        channels.append(
+            ChannelResult(
+                name=channel.name,
+                degradation=" x ".join(channel.spec),
+                noise_sigma=sigma,
+                noise_method=numbers[c]["noise_method"],
+                weight=numbers[c]["weight"],
+                rmse_before=before.rms if before.count else None,
+                rmse=total.rms if compared else None,
+                over_noise=total.rms / sigma if compared and sigma else None,
+            )
+        )
+    noisy = [c for c in channels if c.over_noise is not None]
+    return RunReport(
+        output=str(paths.output),
+        model=made.model,
+        weights_sha256=made.weights_sha256,
+        run_hash=made.run_hash,
+        axes=made.coarse.axes,
+        axes_named=made.axes_named,
+        shape_before=made.coarse.shape,
+        shape_after=made.fine.shape,
+        spacing_before=made.coarse.spacing,
+        spacing_after=made.fine.spacing,
+        spacing_unit=made.coarse.frame.unit,
+        affine_world=written.file_world,
+        affine=written.file_affine,
+        dtype=written.dtype,
+        seconds=watch.seconds,
+        peak_bytes=0,
+        predicted_bytes=made.predicted_bytes,
+        tiles=len(records),
+        tiles_resumed=resumed,
+        consistency_rmse=everything.rms if everything.count else None,
+        consistency_over_noise=(weighted / everything.count) ** 0.5 if noisy and everything.count else None,
+        consistency_max=everything.maximum if everything.count else None,
+        channels=tuple(channels),
+        facts=made.facts,
+        warnings=made.warnings,
+        version=made.version,
+    )
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _json(report: RunReport) -> str:
+    import json
+
+    return json.dumps(report.to_json(), indent=1) + "\n"
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def upscale_array(
+    samples: NDArray[np.generic],
+    header: Header,
+    *,
+    scale: str | Factor | float | None = None,
+    model: str | None = None,
+    noise: str | float = "auto",
+    told: Told | None = None,
+    like: Grid | None = None,
+    work: Path | None = None,
+    **asked: Any,
+) -> NDArray[np.float32]:
+    """Fine samples (c, *fine) of an array (c, *shape) or (*shape); NaN where invalid. The engine of `upscale`."""
+    told = told or Told()
+    text = (
+        ",".join(f"{a}={f}" for a, f in zip(header.grid.axes, scale, strict=True))
+        if isinstance(scale, Factor)
+        else scale
+    )
+    request = Request(
+        scale=text,
+        model=model,
+        noise=noise,
+        slice_thickness=told.thickness_mm,
+        degradation=str(told.profile) if told.profile else None,
+        **asked,
+    )
+    source = ArraySource(samples, header)
+    made = plan(source, request, like=like)
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        store = Store(Path(folder) / "work")
+        store.write_json("plan.json", made.to_json())
+        run(store, source, made, watch=Stopwatch())
+        return StoredProduct(store, _product_header(header, made), made).read(Box.whole(made.fine.shape))
+
+
+def ingest(
+    source: str | Path | Source,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = _quiet,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+) -> Path:
+    """The adapter alone: samples, valid mask and grid into chunked zarr, streamed; nothing of the file's header."""
+    path = Path(output)
+    if path.suffix != ".zarr":
+        raise UsageError(what=f"the output '{path.name}' does not end with .zarr", fix="name it like scan.zarr")
+    _check_output(Paths(path, overwrite=overwrite))
+    opened = (
+        formats.open_source(source, bands=tuple(bands) if bands else None, nodata=nodata)
+        if isinstance(source, (str, Path))
+        else source
+    )
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with opened:
+            write_image(opened, replace(opened.header, problems=()), temporary, lambda d, t: progress("read", d, t))
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path

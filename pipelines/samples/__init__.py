@@ -1,0 +1,37 @@
+"""Inputs made by code together with their truth, so that results can be judged without any download.
+
+Everything follows from a fixed seed: the same call gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from pipelines.errors import UsageError
+from pipelines.image import ArraySource
+
+SAMPLES: dict[str, str] = {
+    "head": "pipelines.samples.head:head",
+    "landscape": "pipelines.samples.landscape:landscape",
+}
+"""name -> 'module:function' that makes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """input: what a sensor would deliver; truth: what it looked at; sidecar: BIDS facts to lie beside the input."""
+
+    input: ArraySource
+    truth: ArraySource
+    sidecar: dict[str, str | float] | None = None
+
+
+def make(name: str) -> Sample:
+    """The sample of that name. Raises UsageError if there is none."""
+    if name not in SAMPLES:
+        raise UsageError(what=f"there is no sample called '{name}'", fix=f"choose one of {', '.join(SAMPLES)}")
+    module, function = SAMPLES[name].split(":")
+    sample = getattr(import_module(module), function)()
+    assert isinstance(sample, Sample)
+    return sample

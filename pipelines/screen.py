@@ -1,0 +1,199 @@
+"""What a person sees: progress on stderr, tables and summaries as text."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn, TaskID
+
+    from pipelines.planning import Plan
+    from pipelines.report import RunReport
+
+LOG_EVERY_S = 10.0
+"""Seconds between progress lines where stderr is no terminal."""
+
+
+class Screen:
+    """Progress: a live bar with tiles, rate and time left on a terminal, plain lines in a log, nothing if quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = sys.stderr.isatty() and not quiet
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            click.echo(text, err=True)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Progress of one stage."""
+        if self._quiet:
+            return
+        with self._lock:
+            if self._live:
+                self._draw(stage, done, total)
+            else:
+                self._log(stage, done, total)
+
+    def _draw(self, stage: str, done: int, total: int) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description:<8}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _speed_column(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total)
+        self._bar.update(self._tasks[stage], completed=done, total=total)
+
+    def _log(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        first = stage not in self._last
+        if first or done >= total or now - self._last[stage] >= LOG_EVERY_S:
+            if not first and done >= total and self._last.get(f"{stage} end"):
+                return
+            self._last[stage] = now
+            if done >= total:
+                self._last[f"{stage} end"] = now
+            if not first or total == done:
+                click.echo(f"{stage:<8} {done} of {total}", err=True)
+
+
+def _speed_column() -> ProgressColumn:
+    """Tiles (or samples) per second."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.2g}/s" if task.speed else "")
+
+    return Speed()
+
+
+def in_axes(values: Sequence[float | int]) -> str:
+    """'24 x 320 x 320' or '5 x 0.7 x 0.7'."""
+    return " x ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; numbers to the right."""
+    cells = [list(head), *[list(r) for r in rows]]
+    widths = [max(len(row[c]) for row in cells) for c in range(len(head))]
+    right = [all(_is_number(row[c]) for row in cells[1:]) for c in range(len(head))]
+    lines = [
+        "  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == "-"
+    return True
+
+
+def describe_plan(plan: Plan, *, short: bool = False) -> str:
+    """The plan in a few lines."""
+    unit = plan.coarse.frame.unit
+    kind = f"3-D {plan.modality}".strip() if plan.coarse.ndim == 3 else f"{len(plan.channels)}-band raster"
+    specs = sorted(
+        {
+            ", ".join(f"{a} {s}" for a, s in zip(plan.coarse.axes, c.spec, strict=True) if s != "same")
+            for c in plan.channels
+        }
+    )
+    lines = [
+        f"input    {kind}  {in_axes(plan.coarse.shape)}  {in_axes(plan.coarse.spacing)} {unit}",
+        f"output   {in_axes(plan.fine.shape)}  {in_axes(plan.fine.spacing)} {unit}  scale {in_axes(plan.scale)}",
+        f"model    {plan.model}  degradation {'; '.join(specs)}  noise {plan.noise}",
+    ]
+    if not short:
+        named = ", ".join(f"{a} = {n}" for a, n in zip(plan.coarse.axes, plan.axes_named, strict=True))
+        tiles = plan.tile_count
+        origins = [f"{n} {f['value']} {f['unit']} ({f['origin']})".replace("  ", " ") for n, f in plan.facts.items()]
+        lines += [
+            f"axes     {named}",
+            f"facts    {'; '.join(origins) or 'none'}",
+            f"tiles    {tiles} of {in_axes(plan.shard)} fine samples, {plan.workers} workers, device {plan.device}",
+            f"memory   {plan.predicted_bytes / 1e9:.2f} GB of {plan.memory_bytes / 1e9:.2f} GB",
+            f"work     {plan.work or '-'}  up to {plan.work_bytes / 1e9:.2f} GB, "
+            + ("kept" if plan.work_kept else "removed at the end"),
+            f"product  {plan.output or '-'}  {plan.output_bytes / 1e9:.2f} GB uncompressed",
+            f"hash     {plan.run_hash}",
+        ]
+    lines += [f"warning  {w}" for w in plan.warnings]
+    return "\n".join(lines)
+
+
+def describe_report(report: RunReport) -> str:
+    """The last lines of a run."""
+    total = report.seconds.get("total", sum(report.seconds.values()))
+    if report.consistency_rmse is None:
+        explained = "nothing to compare"
+    elif report.consistency_over_noise is None:
+        explained = f"residual {report.consistency_rmse:.3g} in input units (noise told as 0)"
+    else:
+        explained = f"explains the input: residual {report.consistency_over_noise:.2f} of its noise"
+    lines = [f"done     {total:.0f} s  {report.peak_bytes / 1e9:.2f} GB  {explained}"]
+    if report.clipped:
+        lines.append(f"clipped  {report.clipped:g} samples lay outside the range of {report.dtype}")
+    lines.append(f"product  {report.output}  by {report.model}")
+    return "\n".join(lines)
+
+
+def describe_header(found: dict[str, Any]) -> str:
+    """The result of `inspect` in a few lines."""
+    lines = [
+        f"kind     {found['kind']}  {found['dtype']}",
+        f"grid     {in_axes(found['shape'])}  {in_axes(found['spacing'])} {found['unit']}  axes {found['axes']} "
+        f"({', '.join(found['axes_named'])})",
+        f"world    {found['affine_world'] or '-'}",
+        *[f"         {'  '.join(f'{v:.8g}' for v in row)}" for row in found["affine"]],
+        f"channels {', '.join(c['name'] + ('' if c['kind'] == 'image' else ' (' + c['kind'] + ')') for c in found['channels'])}",
+        f"blur     {found['degradation']}",
+    ]
+    lines += [f"{n:<8} {f['value']} {f['unit']} ({f['origin']})" for n, f in found["facts"].items()]
+    for p in found.get("pixels", []):
+        lines.append(
+            f"pixels   {p['channel']}: valid {p['valid_fraction']:.4f}, range {p['minimum']:.6g} to {p['maximum']:.6g}, "
+            f"noise {p['noise_sigma']:.4g} ({p['noise_method']})"
+        )
+    lines += [f"problem  {p}" for p in found["problems"]]
+    return "\n".join(lines)

@@ -1,0 +1,212 @@
+"""The work folder: coarse and fine samples as sharded, checksummed zarr v3, and the ledger of finished tiles.
+
+    WORK/plan.json  calibration.json  coarse.zarr/{samples, valid}  fine.zarr/samples  ledger/<writer>.jsonl
+
+Arrays are (c, *axes). One shard of `fine.zarr/samples` is one tile and has one writer; it is complete if the ledger has
+a record
+with this run's hash and the shard file has that record's checksum. Anything else is missing and is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import StoreError
+from pipelines.grid import Box
+
+if TYPE_CHECKING:
+    import zarr
+
+COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
+"""Chunks of the ingested samples per number of axes: small enough to read a tile's halo, large enough to be quick."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One finished (or failed) tile. checksum: CRC-32 of the shard file; residuals: [sum of squares, count, maximum]."""
+
+    tile: int
+    run: str
+    checksum: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    before: tuple[tuple[float, int, float], ...] = ()
+    after: tuple[tuple[float, int, float], ...] = ()
+    error: str = ""
+
+
+class Store:
+    """Open work folder. Opening creates what is missing; arrays are created by `allocate`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def coarse(self) -> Path:
+        """The ingested input (an image that `truescale` reads again)."""
+        return self.folder / "coarse.zarr"
+
+    @property
+    def fine(self) -> Path:
+        """The group of the fine samples."""
+        return self.folder / "fine.zarr"
+
+    def write_json(self, name: str, data: dict[str, Any]) -> None:
+        """Write NAME whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.partial"
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+        temporary.replace(self.folder / name)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What `write_json` wrote, None if there is nothing."""
+        try:
+            data = json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise StoreError(
+                what=f"{name} in the work folder is damaged", fix="remove the work folder and start again"
+            ) from error
+        return dict(data)
+
+    def create_fine(self, shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int]) -> None:
+        """A new, empty fine array (c, *axes), replacing an old one; chunks and shards are per spatial axis."""
+        create_array(self.fine, "samples", shape, "float32", (1, *chunks), (shape[0], *shards))
+
+    def array(self, group: Path, name: str = "samples") -> zarr.Array[Any]:
+        """An existing array. Raises StoreError if it is not there."""
+        import zarr
+
+        try:
+            found = zarr.open_array(str(group / name), mode="r+")
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise StoreError(
+                what=f"the work folder has no {group.name}/{name}", fix="remove the work folder and start again"
+            ) from error
+        return found
+
+    def has_mask(self) -> bool:
+        """Whether some coarse samples are invalid."""
+        return (self.coarse / "valid" / "zarr.json").exists()
+
+    def write_shard(
+        self, array: zarr.Array[Any], box: Box, values: NDArray[np.float32], position: Sequence[int]
+    ) -> int:
+        """Write one whole shard (c, *box) and return the CRC-32 of its file. Raises StoreError on a full disk."""
+        try:
+            array[(slice(None), *box.slices)] = values
+            path = self.shard_path(position)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            return checksum(path)
+        except OSError as error:
+            raise StoreError(
+                what=f"a shard could not be written ({error.strerror})",
+                why="the work folder needs the space that the plan names",
+                fix="free the space and run again with --resume",
+            ) from error
+
+    def shard_path(self, position: Sequence[int]) -> Path:
+        """File of the shard at `position` of the fine array."""
+        return self.fine.joinpath("samples", "c", "0", *(str(p) for p in position))
+
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+
+
+def create_array(
+    group: Path,
+    name: str,
+    shape: Sequence[int],
+    dtype: str,
+    chunks: Sequence[int],
+    shards: Sequence[int] | None,
+    fill: bool = False,
+) -> zarr.Array[Any]:
+    """A zarr v3 array with blosc (lz4, bitshuffle) and a checksum per chunk; every shard is written, empty or not."""
+    import zarr
+    from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+
+    compressors = (BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.bitshuffle), Crc32cCodec())
+    return zarr.create_array(
+        str(group / name),
+        shape=tuple(shape),
+        dtype=dtype,
+        chunks=tuple(chunks),
+        shards=tuple(shards) if shards else None,
+        compressors=compressors,
+        fill_value=fill if dtype == "bool" else 0,
+        overwrite=True,
+        config={"write_empty_chunks": bool(shards)},
+    )
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+class Ledger:
+    """Which tiles are done: one append-only JSON-lines file per writer, so that nobody shares a file."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._folder = store.folder / "ledger"
+        self._store, self._run = store, run
+
+    def append(self, writer: str, record: Record) -> None:
+        """Add a record, after its shard is on the disk."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"{writer}.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> dict[int, Record]:
+        """Latest record of every tile of this run; a torn last line is ignored."""
+        found: dict[int, Record] = {}
+        for path in sorted(self._folder.glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                try:
+                    data = json.loads(line)
+                    record = Record(
+                        **{
+                            **data,
+                            "before": tuple(tuple(r) for r in data["before"]),
+                            "after": tuple(tuple(r) for r in data["after"]),
+                        }
+                    )
+                except (ValueError, KeyError, TypeError):
+                    continue
+                if record.run == self._run and not record.error:
+                    found[record.tile] = record
+        return found
+
+    def missing(self, positions: Sequence[tuple[int, ...]]) -> list[int]:
+        """Tiles without a record of this run, or whose shard file is absent or differs from its checksum."""
+        records = self.records()
+        return [
+            index
+            for index, position in enumerate(positions)
+            if index not in records or not self._intact(position, records[index].checksum)
+        ]
+
+    def _intact(self, position: tuple[int, ...], expected: int) -> bool:
+        path = self._store.shard_path(position)
+        return path.exists() and checksum(path) == expected

@@ -1,0 +1,271 @@
+"""One tile: read, interpolate, refine, project, write, record. A pure function of the plan, the calibration and the
+coarse samples, so any worker, in any order, makes the same bytes.
+
+`run_tiles` overlaps the three kinds of work: a reader thread one tile ahead, the arithmetic in the caller's thread, a
+writer thread one tile behind.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pipelines import card as cards
+from pipelines import interpolation
+from pipelines.degradation import Degradation, Profile, along
+from pipelines.errors import StoreError, TruescaleError
+from pipelines.grid import Box, Placement
+from pipelines.networks import Condition, Predictor, load
+from pipelines.planning import Calibration, Plan
+from pipelines.projection import Residual, Solver, Spectrum
+from pipelines.store import Ledger, Record, Store
+from pipelines.tiles import Tile, reflected
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """Coarse samples of a tile: box (inside the image), samples and valid (c, *box), seconds it took to read them."""
+
+    box: Box
+    samples: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    seconds: float
+
+
+class Worker:
+    """What all tiles of one run share: plan, calibration, arrays, network, matrices. Thread-safe."""
+
+    def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:
+        self.store = Store(folder)
+        data, calibration = self.store.read_json("plan.json"), self.store.read_json("calibration.json")
+        if data is None or calibration is None:
+            raise StoreError(what="the work folder holds no plan", fix="start the run again")
+        self.plan = Plan.from_json(data)
+        self.calibration = Calibration.from_json(calibration)
+        self.card = cards.find(self.plan.model)
+        self.cover = self.plan.cover(self.card)
+        self.places = self.plan.places
+        self.models = [self.plan.degradation(c) for c in range(len(self.plan.channels))]
+        self._coarse, self._fine = self.store.array(self.store.coarse), self.store.array(self.store.fine)
+        self._valid = self.store.array(self.store.coarse, "valid") if self.store.has_mask() else None
+        self._device, self._threads = device, threads
+        self._axis = lru_cache(maxsize=256)(self._axis_uncached)
+
+    @cached_property
+    def predictor(self) -> Predictor | None:
+        """The network, loaded once; None for interpolations."""
+        return load(self.card, device=self._device, threads=self._threads) if self.card.network else None
+
+    def read(self, tile: Tile) -> Window:
+        """The coarse samples that a tile needs, inside the image."""
+        started = time.perf_counter()
+        hulls = [
+            reflected(a, b, n) for a, b, n in zip(tile.read.start, tile.read.stop, self.plan.coarse.shape, strict=True)
+        ]
+        box = Box(tuple(int(h.min()) for h in hulls), tuple(int(h.max()) + 1 for h in hulls))
+        samples = np.asarray(self._coarse[(slice(None), *box.slices)], np.float32)
+        if self._valid is None:
+            valid = np.ones(samples.shape, bool)
+        else:
+            valid = np.asarray(self._valid[(slice(None), *box.slices)], bool)
+        return Window(box, samples, valid, time.perf_counter() - started)
+
+    def compute(self, tile: Tile, window: Window) -> tuple[NDArray[np.float32], Record]:
+        """The fine samples (c, *write) of a tile and its record, still without a checksum."""
+        started = time.perf_counter()
+        residual = self._network(tile, window)
+        seconds = {"read": window.seconds, "network": time.perf_counter() - started}
+        started = time.perf_counter()
+        inside = tile.write.within(tile.estimate).slices
+        result = np.empty((len(self.plan.channels), *tile.write.shape), np.float32)
+        before, after = [], []
+        for c, channel in enumerate(self.plan.channels):
+            kind = "nearest" if channel.treatment == "nearest" else self.card.interpolation
+            image = self._interpolate(tile, window, c, kind)
+            if residual is not None and c in residual:
+                image += residual[c] * self.calibration.channels[c].scale
+            if channel.project:
+                image, first, last = self._project(tile, window, c, image)
+                before.append(first)
+                after.append(last)
+            else:
+                before.append((0.0, 0, 0.0))
+                after.append((0.0, 0, 0.0))
+            result[c] = image[inside]
+        if not np.isfinite(result).all():
+            raise TruescaleError(what="the result is not finite", why="the samples or the weights are damaged")
+        seconds["projection"] = time.perf_counter() - started
+        return result, Record(tile.index, self.plan.run_hash, 0, seconds, tuple(before), tuple(after))
+
+    def write(self, tile: Tile, values: NDArray[np.float32], record: Record, ledger: Ledger, writer: str) -> Record:
+        """Write the shard, then its record: in that order."""
+        started = time.perf_counter()
+        checksum = self.store.write_shard(self._fine, tile.write, values, self.cover.position(tile.index))
+        seconds = {**record.seconds, "write": time.perf_counter() - started}
+        done = Record(record.tile, record.run, checksum, seconds, record.before, record.after)
+        ledger.append(writer, done)
+        return done
+
+    def _network(self, tile: Tile, window: Window) -> dict[int, NDArray[np.float32]] | None:
+        """Channel -> residual on `estimate`, over the channel's scale; None without a network."""
+        chosen = [c for c, channel in enumerate(self.plan.channels) if channel.treatment == "network"]
+        if self.predictor is None or not chosen:
+            return None
+        folded = [
+            reflected(a, b, n) - o
+            for a, b, n, o in zip(
+                tile.read.start, tile.read.stop, self.plan.coarse.shape, window.box.start, strict=True
+            )
+        ]
+        extended = window.samples[np.ix_(np.array(chosen), *folded)]
+        shape = (-1,) + (1,) * self.plan.coarse.ndim
+        numbers = [self.calibration.channels[c] for c in chosen]
+        centre = np.array([n.centre for n in numbers], np.float32).reshape(shape)
+        scale = np.array([n.scale for n in numbers], np.float32).reshape(shape)
+        condition = Condition(
+            blur_fwhm_coarse=tuple(self._blur(c) for c in chosen),
+            noise_over_scale=tuple(n.noise_sigma / n.scale for n in numbers),
+        )
+        refined = self.predictor.residual((extended - centre) / scale, tile.read, tile.estimate, self.places, condition)
+        return {c: refined[k] for k, c in enumerate(chosen)}
+
+    def _blur(self, channel: int) -> float:
+        """Full width at half maximum of the blur of the upsampled axes, in coarse samples."""
+        spec = next(text for text in self.plan.channels[channel].spec if text != "same")
+        axis = self.plan.channels[channel].spec.index(spec)
+        grid = self.plan.coarse
+        return Profile.parse(spec).fwhm_coarse(grid.spacing[axis], millimetres=grid.frame.unit == "mm")
+
+    def _interpolate(self, tile: Tile, window: Window, channel: int, kind: str) -> NDArray[np.float64]:
+        """The base estimate on `estimate`, in input units."""
+        image = np.asarray(window.samples[channel], np.float64)
+        for a, place in enumerate(self.places):
+            start, stop = tile.estimate.start[a], tile.estimate.stop[a]
+            if place.changed:
+                part = interpolation.matrix(place, kind)[start:stop, window.box.start[a] : window.box.stop[a]]
+                image = along(part.tocsr(), image, a)
+            else:
+                cut = [slice(None)] * image.ndim
+                cut[a] = slice(start - window.box.start[a], stop - window.box.start[a])
+                image = image[tuple(cut)]
+        return np.array(image)
+
+    def _project(
+        self, tile: Tile, window: Window, channel: int, image: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], tuple[float, int, float], tuple[float, int, float]]:
+        """The projected estimate, and the residual over the tile's own rows before and after."""
+        model = self.models[channel]
+        matrices: list[sparse.csr_array | None] = [None] * len(self.places)
+        spectra = []
+        for a in model.changed:
+            rows, fine = (tile.rows.start[a], tile.rows.stop[a]), (tile.estimate.start[a], tile.estimate.stop[a])
+            matrices[a], spectrum = self._axis(self.plan.channels[channel].spec[a], channel, a, rows, fine)
+            spectra.append(spectrum)
+        local = Degradation(tile.rows.shape, tile.estimate.shape, tuple(matrices))
+        own = tile.rows.within(window.box).slices
+        observed = window.samples[channel][own].astype(np.float64)
+        counted = np.zeros(observed.shape, bool)
+        counted[_own_rows(tile, self.places).within(tile.rows).slices] = True
+        counted &= window.valid[channel][own]
+        solver = Solver(local, self.calibration.channels[channel].weight, spectra)
+        residual = observed - local.forward(image)
+        before = Residual.of(residual[counted])
+        image = image + solver.correction(residual)
+        after = Residual.of((observed - local.forward(image))[counted])
+        return (
+            image,
+            (before.sum_squares, before.count, before.maximum),
+            (after.sum_squares, after.count, after.maximum),
+        )
+
+    def _axis_uncached(
+        self, spec: str, channel: int, axis: int, rows: tuple[int, int], fine: tuple[int, int]
+    ) -> tuple[sparse.csr_array, Spectrum]:
+        """Rows of one axis on the estimate's samples, with their eigenvectors: shared by a whole row of tiles."""
+        del spec  # only a key: channels of one blur still differ in nothing else
+        whole = self.models[channel]
+        one = Degradation((whole.coarse_shape[axis],), (whole.fine_shape[axis],), (whole.matrices[axis],))
+        matrix = one.crop(Box((rows[0],), (rows[1],)), Box((fine[0],), (fine[1],))).matrices[0]
+        assert matrix is not None
+        return matrix, Spectrum.of(matrix)
+
+
+def _own_rows(tile: Tile, places: Sequence[Placement]) -> Box:
+    """Coarse samples whose centre lies in the write box: they partition the image over the tiles."""
+    start, stop = [], []
+    for a, place in enumerate(places):
+        low, high = tile.write.start[a], tile.write.stop[a]
+        first = -(-(2 * (low - place.first) - 1) // (2 * place.scale))  # smallest j with centre >= low - 1/2
+        last = -(-(2 * (high - place.first) - 1) // (2 * place.scale))
+        start.append(max(tile.rows.start[a], int(first)))
+        stop.append(max(start[-1], min(tile.rows.stop[a], int(last))))
+    return Box(tuple(start), tuple(stop))
+
+
+def run_tiles(
+    worker: Worker,
+    tiles: Sequence[int],
+    *,
+    writer: str,
+    on_done: Callable[[Record], None],
+    stopped: Callable[[], bool],
+) -> None:
+    """Make the tiles, one writer. A tile that fails is reported with its error and does not stop the others.
+
+    StoreError (a full disk) ends the work: no later tile could be written either.
+    """
+    ledger = Ledger(worker.store, worker.plan.run_hash)
+    ahead: queue.Queue[tuple[Tile, Window | BaseException] | None] = queue.Queue(1)
+    behind: queue.Queue[tuple[Tile, NDArray[np.float32], Record] | None] = queue.Queue(1)
+    broken: list[BaseException] = []
+
+    def failed(index: int, error: BaseException) -> None:
+        on_done(Record(index, worker.plan.run_hash, error=str(error) or type(error).__name__))
+
+    def reading() -> None:
+        for index in tiles:
+            if stopped() or broken:
+                break
+            tile = worker.cover[index]
+            try:
+                ahead.put((tile, worker.read(tile)))
+            except Exception as error:  # noqa: BLE001 - handed to the caller's thread, which reports the tile
+                ahead.put((tile, error))
+        ahead.put(None)
+
+    def writing() -> None:
+        while (item := behind.get()) is not None:
+            if broken:
+                continue
+            try:
+                on_done(worker.write(*item, ledger, writer))
+            except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+                broken.append(error)
+
+    threads = [threading.Thread(target=reading, daemon=True), threading.Thread(target=writing, daemon=True)]
+    for thread in threads:
+        thread.start()
+    while (item := ahead.get()) is not None:
+        tile, window = item
+        if broken:
+            continue
+        try:
+            if isinstance(window, BaseException):
+                raise window
+            behind.put((tile, *worker.compute(tile, window)))
+        except Exception as error:  # noqa: BLE001 - one tile must not stop the others
+            failed(tile.index, error)
+    behind.put(None)
+    for thread in threads:
+        thread.join()
+    if broken:
+        raise broken[0]

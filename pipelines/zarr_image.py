@@ -1,0 +1,166 @@
+"""Images in zarr v3: what `ingest` writes, and a format to read from and write to.
+
+IMAGE.zarr/zarr.json    attribute `truescale`: grid, channels and facts (nothing of the original file's header)
+IMAGE.zarr/samples      (c, *axes) float32, invalid samples 0
+IMAGE.zarr/valid        (c, *axes) bool, only where samples can be invalid
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import ExportError, InputError, UsageError
+from pipelines.grid import Box
+from pipelines.image import Header, Source, header_from_json, header_to_json, slabs
+from pipelines.store import COARSE_CHUNK, create_array
+
+if TYPE_CHECKING:
+    import zarr
+
+INGEST_SAMPLES = 8_000_000
+"""Samples per channel that ingest holds at once."""
+
+
+class ZarrImage:
+    """A Source over a zarr group written by `ingest` or `ZarrSink`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path)
+        try:
+            text = (self._path / "zarr.json").read_bytes()
+            data = json.loads(text)["attributes"]["truescale"]
+            self._header = header_from_json(data)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                what="the zarr folder was not written by truescale, or is incomplete",
+                why="its samples have no known grid",
+                fix="make it with 'truescale ingest'",
+            ) from error
+        self._identity = hashlib.sha256(text).hexdigest()[:16]
+        self._arrays: tuple[zarr.Array[Any], zarr.Array[Any] | None] | None = None
+
+    @property
+    def header(self) -> Header:
+        return self._header
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    def blocks(self, max_samples: int) -> Iterator[Box]:
+        yield from slabs(self._header.grid.shape, max_samples)
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        samples, valid = self._open()
+        index = (slice(None), *box.slices)
+        try:
+            values = np.asarray(samples[index], np.float32)
+            if valid is not None:
+                values = np.where(np.asarray(valid[index], bool), values, np.float32(np.nan))
+        except (ValueError, OSError) as error:  # a chunk whose checksum does not match
+            raise InputError(what="a chunk of the zarr folder is damaged", fix="ingest the input again") from error
+        return values
+
+    def _open(self) -> tuple[zarr.Array[Any], zarr.Array[Any] | None]:
+        import zarr
+
+        if self._arrays is None:
+            samples = zarr.open_array(str(self._path / "samples"), mode="r")
+            has_mask = (self._path / "valid" / "zarr.json").exists()
+            self._arrays = samples, zarr.open_array(str(self._path / "valid"), mode="r") if has_mask else None
+        return self._arrays
+
+    def close(self) -> None:
+        self._arrays = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]  # pickles by path: opening again is the definition
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_zarr(path: Path) -> ZarrImage:
+    """The image in a zarr group. Raises InputError if truescale did not write it."""
+    return ZarrImage(path)
+
+
+def write_image(
+    source: Source, header: Header, path: Path, on_block: Callable[[int, int], None] = lambda _done, _all: None
+) -> str:
+    """Copy a source into a new zarr group, block by block; returns a digest of its samples.
+
+    `zarr.json` of the group comes last, so a folder without it is incomplete.
+    """
+    digest = hashlib.sha256()
+    shape = (len(header.channels), *header.grid.shape)
+    chunks = tuple(min(c, n) for c, n in zip(COARSE_CHUNK[header.grid.ndim], header.grid.shape, strict=True))
+    samples = create_array(path, "samples", shape, "float32", (1, *chunks), None)
+    valid = (
+        create_array(path, "valid", shape, "bool", (1, *chunks), None, fill=True) if header.may_have_invalid else None
+    )
+    done, total = 0, header.grid.shape[0]
+    for box in source.blocks(max(INGEST_SAMPLES // max(1, len(header.channels)), 1)):
+        values = source.read(box)
+        known = np.isfinite(values)
+        digest.update(np.ascontiguousarray(values).tobytes())
+        index = (slice(None), *box.slices)
+        samples[index] = np.where(known, values, np.float32(0))
+        if valid is not None and not known.all():
+            valid[index] = known
+        done += box.size
+        on_block(round(done / header.grid.shape[0] / max(1, int(np.prod(header.grid.shape[1:]))) * total), total)
+    attributes = {"truescale": {**header_to_json(header)}, "samples_sha256": digest.hexdigest()}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    temporary = path / ".zarr.json.partial"
+    temporary.write_text(json.dumps(group, indent=1, default=list) + "\n")
+    temporary.replace(path / "zarr.json")
+    return digest.hexdigest()[:16]
+
+
+class ZarrSink:
+    """Writes products as zarr."""
+
+    def refuse(self, header: Header, path: Path) -> None:
+        """Refuse nothing but an ending that is not `.zarr`."""
+        del header
+        if path.suffix != ".zarr":
+            raise UsageError(what=f"'{path.name}' does not end with .zarr")
+
+    def write(self, product: Source, original: Source | None, path: Path, note: dict[str, str]) -> dict[str, float]:
+        """Write to a hidden folder beside `path`, then rename."""
+        del original, note
+        temporary = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            write_image(product, replace(product.header, problems=()), temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        except OSError as error:
+            raise ExportError(
+                what=f"the product could not be written ({error.strerror})", fix="free space and use --resume"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return {"clipped": 0}
