@@ -32,8 +32,11 @@ WINDOW_DEPTH = 48
 RAYLEIGH_AGREEMENT = 1.10
 """The four Rayleigh estimates of a background block may differ by this factor (Gudbjartsson and Patz 1995)."""
 
+DARK_SHARE = 0.05
+"""The darkest blocks must be background if there is one: tissue can look like Rayleigh by chance."""
+
 RAYLEIGH_BLOCKS = 3
-"""Background blocks that must agree before they are believed."""
+"""At least so many background blocks, and half of the darkest, must agree before they are believed."""
 
 BLOCK = 16
 """Side of the blocks, in-plane, that noise is estimated in."""
@@ -139,9 +142,13 @@ def noise_sigma(values: NDArray[np.float64], valid: NDArray[np.bool_], *, rician
         )
         positive = whole & (estimates.min(axis=0) > 0) & (blocks.min(axis=(1, 2)) >= 0)
         ratio = estimates.max(axis=0) / np.where(positive, estimates.min(axis=0), 1.0)
-        agreed = positive & (ratio <= RAYLEIGH_AGREEMENT)
-        if agreed.sum() >= RAYLEIGH_BLOCKS:
-            return float(np.median(estimates[3][agreed])), "background (Rayleigh)"
+        dark = np.zeros(len(blocks), bool)
+        dark[np.argsort(estimates[3])[: max(RAYLEIGH_BLOCKS, round(DARK_SHARE * len(blocks)))]] = True
+        agreed = dark & positive & (ratio <= RAYLEIGH_AGREEMENT)
+        if agreed.sum() >= max(RAYLEIGH_BLOCKS, dark.sum() / 2):
+            reference = float(np.median(estimates[3][agreed]))
+            alike = positive & (ratio <= RAYLEIGH_AGREEMENT) & (estimates[3] < 1.25 * reference)
+            return float(np.median(estimates[3][alike])), "background (Rayleigh)"
     corners = blocks[:, ::2, ::2], blocks[:, ::2, 1::2], blocks[:, 1::2, ::2], blocks[:, 1::2, 1::2]
     a, b, c, d = corners
     diagonal = (a - b - c + d) / 2

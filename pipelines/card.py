@@ -1,7 +1,7 @@
-"""What a model is: its card, where the cards are, and which one a request gets by default. Needs neither torch nor NumPy.
+"""What a model is: its card, where the cards are, and which one a request gets. Needs neither torch nor NumPy.
 
-A bundle is a card and its weights, `NAME-VERSION.json` and `.safetensors`, in configs/models. nearest, linear, cubic and
-the floor need no weights; their cards are built in.
+A bundle is a card and its weights, `NAME-VERSION.json` and `.safetensors`, in configs/models. nearest, linear, cubic
+and the floor need no weights; their cards are built in.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class ModelCard:
 
     interpolation: the estimate the residual is added to; project: whether the projection follows unless told otherwise;
     network, options: family in `pipelines.networks` and its shape, None without one; axes: 'through-plane' (exactly one
-    axis of a volume), 'image' (both axes of a raster, same scale) or 'any'; scales: least and largest; blur_fwhm_coarse:
-    least and largest blur it was trained for [coarse samples]; halo, multiple_of: coarse samples, the upsampled axis of
-    a volume first; bytes_per_sample: peak working bytes per coarse sample read and channel; sha256: of weights_file;
-    figures: measured gains; training: what it cost.
+    axis of a volume), 'image' (both axes of a raster, same scale) or 'any'; scales: least and largest it was trained
+    for; blur_fwhm_coarse: the same of the blur [coarse samples]; halo, multiple_of: coarse samples, the upsampled axis
+    of a volume first; bytes_per_sample: peak working bytes per coarse sample read and channel, bytes_fixed: what comes
+    on top whatever the size; sha256: of weights_file; figures: measured gains; training: what it cost.
     """
 
     name: str
@@ -54,6 +54,7 @@ class ModelCard:
     halo: tuple[int, ...] = ()
     multiple_of: tuple[int, ...] = ()
     bytes_per_sample: float = 0.0
+    bytes_fixed: float = 0.0
     sha256: str = ""
     weights_file: str = ""
     trained_on: str = "nothing"
@@ -140,8 +141,8 @@ class ModelCard:
             raise ModelError(
                 what=f"a model card has {fault}", why="it was written for another version", fix="update truescale"
             )
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**tuples, folder=folder)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values, folder=folder)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -211,7 +212,7 @@ def find(name_or_path: str | Path, folder: Path | None = None) -> ModelCard:
 
 
 def choose(domain: str, scales: Sequence[Fraction | float], folder: Path | None = None) -> ModelCard:
-    """The default model for a domain ('med', 'geo', '') and one scale per axis: the newest network that suits, else the floor."""
+    """The default model: the newest network for a domain ('med', 'geo', '') and one scale per axis, else the floor."""
     if any(s != 1 for s in scales):
         for card in reversed(_bundles(folder)):
             if card.network and card.domain == domain and not card.suits(scales):

@@ -20,6 +20,9 @@ from pipelines.screen import Screen, describe_header, describe_plan, describe_re
 if TYPE_CHECKING:
     from pipelines.planning import Request
 
+# before NumPy is imported: one BLAS thread a worker, whatever the machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 NOTICE = "Research software, not a medical device."
 
 Options = Callable[[Callable[..., None]], Callable[..., None]]

@@ -190,7 +190,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ChannelCalibration:
-    """Numbers of one channel that needed pixels. centre, scale, noise_sigma in input units; weight: `l` of the projection."""
+    """What one channel needed pixels for: centre, scale, noise_sigma in input units, weight `l` of the projection."""
 
     centre: float
     scale: float

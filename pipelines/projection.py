@@ -75,7 +75,7 @@ class Spectrum:
 class Solver:
     """Applies A^T (A A^T + l I)^-1 of one Degradation; build once, use for many images of that shape.
 
-    spectra: of the changed axes, if the caller keeps them. The weight is used as given; `stable_weight` gives the least.
+    spectra: of the changed axes, if the caller keeps them. The weight is used as given: see `stable_weight`.
     """
 
     def __init__(

@@ -133,12 +133,7 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
     """The plan in a few lines."""
     unit = plan.coarse.frame.unit
     kind = f"3-D {plan.modality}".strip() if plan.coarse.ndim == 3 else f"{len(plan.channels)}-band raster"
-    specs = sorted(
-        {
-            ", ".join(f"{a} {s}" for a, s in zip(plan.coarse.axes, c.spec, strict=True) if s != "same")
-            for c in plan.channels
-        }
-    )
+    specs = sorted({_spec_text(plan.coarse.axes, channel.spec) for channel in plan.channels})
     lines = [
         f"input    {kind}  {in_axes(plan.coarse.shape)}  {in_axes(plan.coarse.spacing)} {unit}",
         f"output   {in_axes(plan.fine.shape)}  {in_axes(plan.fine.spacing)} {unit}  scale {in_axes(plan.scale)}",
@@ -146,20 +141,27 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
     ]
     if not short:
         named = ", ".join(f"{a} = {n}" for a, n in zip(plan.coarse.axes, plan.axes_named, strict=True))
-        tiles = plan.tile_count
+        tiles, kept = plan.tile_count, "kept" if plan.work_kept else "removed at the end"
         origins = [f"{n} {f['value']} {f['unit']} ({f['origin']})".replace("  ", " ") for n, f in plan.facts.items()]
         lines += [
             f"axes     {named}",
             f"facts    {'; '.join(origins) or 'none'}",
             f"tiles    {tiles} of {in_axes(plan.shard)} fine samples, {plan.workers} workers, device {plan.device}",
             f"memory   {plan.predicted_bytes / 1e9:.2f} GB of {plan.memory_bytes / 1e9:.2f} GB",
-            f"work     {plan.work or '-'}  up to {plan.work_bytes / 1e9:.2f} GB, "
-            + ("kept" if plan.work_kept else "removed at the end"),
+            f"work     {plan.work or '-'}  up to {plan.work_bytes / 1e9:.2f} GB, {kept}",
             f"product  {plan.output or '-'}  {plan.output_bytes / 1e9:.2f} GB uncompressed",
             f"hash     {plan.run_hash}",
         ]
     lines += [f"warning  {w}" for w in plan.warnings]
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _spec_text(axes: str, spec: Sequence[str]) -> str:
+    return ", ".join(f"{axis} {text}" for axis, text in zip(axes, spec, strict=True) if text != "same")
 
 
 def describe_report(report: RunReport) -> str:
@@ -180,20 +182,21 @@ def describe_report(report: RunReport) -> str:
 
 def describe_header(found: dict[str, Any]) -> str:
     """The result of `inspect` in a few lines."""
+    names = [c["name"] + ("" if c["kind"] == "image" else f" ({c['kind']})") for c in found["channels"]]
     lines = [
         f"kind     {found['kind']}  {found['dtype']}",
-        f"grid     {in_axes(found['shape'])}  {in_axes(found['spacing'])} {found['unit']}  axes {found['axes']} "
-        f"({', '.join(found['axes_named'])})",
+        f"grid     {in_axes(found['shape'])}  {in_axes(found['spacing'])} {found['unit']}",
+        f"axes     {found['axes']} ({', '.join(found['axes_named'])})",
         f"world    {found['affine_world'] or '-'}",
         *[f"         {'  '.join(f'{v:.8g}' for v in row)}" for row in found["affine"]],
-        f"channels {', '.join(c['name'] + ('' if c['kind'] == 'image' else ' (' + c['kind'] + ')') for c in found['channels'])}",
+        f"channels {', '.join(names)}",
         f"blur     {found['degradation']}",
     ]
     lines += [f"{n:<8} {f['value']} {f['unit']} ({f['origin']})" for n, f in found["facts"].items()]
     for p in found.get("pixels", []):
         lines.append(
-            f"pixels   {p['channel']}: valid {p['valid_fraction']:.4f}, range {p['minimum']:.6g} to {p['maximum']:.6g}, "
-            f"noise {p['noise_sigma']:.4g} ({p['noise_method']})"
+            f"pixels   {p['channel']}: valid {p['valid_fraction']:.4f}, range {_number(p['minimum'])} to "
+            f"{_number(p['maximum'])}, noise {p['noise_sigma']:.4g} ({p['noise_method']})"
         )
     lines += [f"problem  {p}" for p in found["problems"]]
     return "\n".join(lines)

@@ -35,7 +35,7 @@ class Span:
     """Where one axis of the cover takes its samples from.
 
     shard: fine samples a tile writes; support: coarse samples from a fine sample to the farthest row that sees it;
-    reach: of the projection; halo: coarse samples the estimate needs beyond its nearest one; multiple_of: of read starts
+    reach: of the projection; halo: coarse samples the estimate needs beyond its nearest; multiple_of: of read starts
     and lengths.
     """
 

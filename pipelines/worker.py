@@ -1,5 +1,6 @@
-"""One tile: read, interpolate, refine, project, write, record. A pure function of the plan, the calibration and the
-coarse samples, so any worker, in any order, makes the same bytes.
+"""One tile: read, interpolate, refine, project, write, record.
+
+A pure function of the plan, the calibration and the coarse samples, so any worker, in any order, makes the same bytes.
 
 `run_tiles` overlaps the three kinds of work: a reader thread one tile ahead, the arithmetic in the caller's thread, a
 writer thread one tile behind.

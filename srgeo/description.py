@@ -19,6 +19,9 @@ Validity = Literal["all", "nodata", "mask", "band masks", "alpha"]
 PIXEL_GRID_TAG = "TRUESCALE_PIXEL_GRID"
 """Six numbers that place the samples of a product with GCPs or RPC on the pixels of its input (corner convention)."""
 
+WKT_DIGITS = 12
+"""Of the numbers of a CRS: GeoTIFF keys turn 298.257222101 into 298.257222101004."""
+
 _OWN_DOMAINS = frozenset({"", "IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "rio_creation_kwds"})
 _DROPPED_DOMAINS = re.compile(r"^(xml:|json:|GEOLOCATION$|TIFF$|_)", re.IGNORECASE)  # paths inside, or verbatim files
 
@@ -72,10 +75,10 @@ class Description:
 
     @property
     def wkt(self) -> str:
-        """The CRS of the transform as WKT2, '' without one."""
+        """The CRS of the transform as WKT2 that can be compared, '' without one."""
         if self.crs is None or self.transform is None:
             return ""
-        return str(self.crs.to_wkt(version="WKT2_2019"))
+        return comparable_wkt(str(self.crs.to_wkt(version="WKT2_2019")))
 
     def digest_text(self) -> str:
         """A text of everything here that decides what samples are read, for the identity."""
@@ -172,6 +175,18 @@ def _validity(dataset: Any) -> Validity:
     if "nodata" in flags:
         return "nodata"
     return "all" if flags <= {"all_valid"} and all(dataset.mask_flag_enums) else "band masks"
+
+
+def comparable_wkt(text: str) -> str:
+    """WKT2 that is the same after a CRS was stored in GeoTIFF keys and read again.
+
+    With an EPSG code of the whole it is. Else the keys change names of units, inner codes and last digits.
+    """
+    if re.search(r'ID\["EPSG",\d+\]\]$', text):
+        return text
+    text = re.sub(r',ID\["[^"]*",[^\]]*\]', "", text)
+    text = re.sub(r'(LENGTHUNIT|ANGLEUNIT|SCALEUNIT)\["[^"]*"', r'\1["unit"', text)
+    return re.sub(r"(?<=[,\[])-?\d+\.\d+(?=[,\]])", lambda number: f"{float(number[0]):.{WKT_DIGITS}g}", text)
 
 
 def fits(value: float | int, dtype: str) -> bool:

@@ -159,12 +159,15 @@ def product_transform(transform: Affine, axes: tuple[Placement, ...], grid: Grid
     With a shared centre, `T * translation * scale`; of any other grid (a reference), that grid's own.
     """
     (s_row, k_row), (s_col, k_col) = (_step(a) for a in axes)
-    shrink = Affine.scale(float(1 / s_col), float(1 / s_row))
-    if k_row == 0 and k_col == 0:
-        return transform * shrink
-    if all(2 * k == a.fine - a.coarse * s for a, (s, k) in zip(axes, map(_step, axes), strict=True)):
-        return transform * Affine.translation(float(-k_col / s_col), float(-k_row / s_row)) * shrink
-    return corner_transform(grid)
+    rescaled = all(2 * k == p.fine - p.coarse * s for p, (s, k) in zip(axes, map(_step, axes), strict=True))
+    if not rescaled:
+        return corner_transform(grid)
+    a, b, c, d, e, f = tuple(transform)[:6]
+    shift_col, shift_row = float(-k_col / s_col), float(-k_row / s_row)  # 0 where the corners agree
+    col, row = float(1 / s_col), float(1 / s_row)
+    return Affine(
+        a * col, b * row, a * shift_col + b * shift_row + c, d * col, e * row, d * shift_col + e * shift_row + f
+    )
 
 
 def _scaled_gcps(description: Description, axes: tuple[Placement, ...]) -> tuple[Any, ...]:
@@ -210,7 +213,7 @@ def _times(number: str, factor: float) -> str:
 def _bands(m: Meaning) -> tuple[BandLayout, ...]:
     result = []
     for b, kind in zip(m.bands, m.kinds, strict=True):
-        colour = "alpha" if kind == "alpha" else "undefined" if b.colour == "alpha" else b.colour
+        colour = "undefined" if b.colour == "alpha" and kind != "alpha" else b.colour
         palette = b.palette if kind == "classes" and len(m.bands) == 1 else None
         if colour == "palette" and palette is None:
             colour = "undefined"

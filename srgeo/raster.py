@@ -34,7 +34,8 @@ FILL = 1e30
 SIDECARS = (".aux.xml", ".msk", ".ovr")
 """Files beside NAME.tif that change what it says: NAME.tif + one of these."""
 
-_UNITS = {"metre": "m", "meter": "m", "degree": "degree", "us survey foot": "us-ft", "foot": "ft"}
+_UNITS = {"1": "m", "1000": "km", "0.3048": "ft", "0.30480061": "us-ft"}
+"""Metres of a unit, nine digits -> its name: files spell 'us_survey_feet', 'US survey foot'..."""
 
 
 def open_raster(path: str | Path, *, bands: tuple[int, ...] | None = None, nodata: float | None = None) -> RasterSource:
@@ -174,10 +175,10 @@ def _differs(band: NDArray[Any], nodata: float | int | None) -> NDArray[np.bool_
     if nodata is None:
         return np.ones(band.shape, bool)
     if math.isnan(nodata):
-        return ~np.isnan(band)
+        return np.asarray(~np.isnan(band), bool)
     with np.errstate(over="ignore"):
         stored = np.asarray(nodata if band.dtype.kind == "f" else int(nodata)).astype(band.dtype)
-    return np.not_equal(band, stored)
+    return np.asarray(band != stored, bool)
 
 
 def _as_float(stored: NDArray[Any], valid: NDArray[np.bool_] | None, m: Meaning) -> NDArray[np.float32]:
@@ -212,8 +213,10 @@ def _frame(description: Description) -> Frame:
         return Frame("pixel", "none", "")
     if description.crs.is_geographic:
         return Frame("degree", "map", description.wkt)
-    unit = str(description.crs.linear_units or "")
-    return Frame(_UNITS.get(unit.lower(), unit), "map", description.wkt)
+    if not description.crs.is_projected:  # engineering and geocentric systems
+        return Frame(str(description.crs.linear_units or ""), "map", description.wkt)
+    name, metres = description.crs.linear_units_factor
+    return Frame(_UNITS.get(f"{float(metres):.9g}", str(name)), "map", description.wkt)
 
 
 def corner_transform(grid: Grid) -> Affine:

@@ -22,7 +22,8 @@ from pipelines.grid import Box
 from pipelines.image import Channel, Fact, Header, slabs
 from srmed.acquisition import Stated, acquisition
 from srmed.geometry import anatomical_axes, grid_from_slices
-from srmed.series import UNREADABLE, Slice, Stack, quiet, read_stack
+from srmed.series import Stack, read_stack
+from srmed.slice_header import UNREADABLE, Slice, quiet
 
 CACHE_BYTES = 64 << 20
 """Decoded slices kept between reads."""
@@ -133,7 +134,7 @@ def _decode(s: Slice) -> NDArray[np.float32]:
 
 def _refuse_undecodable(stack: Stack) -> None:
     """Raise InputError now, not at slice 900, if a transfer syntax has no decoder here."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     for syntax, bits in sorted({(s.syntax, s.bits_stored) for s in stack.slices}):
@@ -160,7 +161,7 @@ def _header(stack: Stack, told_thickness_mm: float | None) -> Header:
         np.array(first.orientation),
         first.pixel_spacing,
         (len(stack.slices), *first.shape),
-        first.frame_uid,
+        first.frame,
     )
     thickness = _thickness(stack)
     stated = Stated(first.modality, thickness, "header", first.three_dimensional)

@@ -41,7 +41,8 @@ def grid_from_ras(affine: NDArray[np.float64], shape_xyz: tuple[int, ...], mm_pe
     Raises GeometryError if the affine is zero, not finite or singular.
     """
     scale = np.diag([mm_per_unit] * 3 + [1.0])
-    lps = scale @ LPS_FROM_RAS @ np.asarray(affine, np.float64)
+    with np.errstate(invalid="ignore"):  # infinite ones are refused by the grid
+        lps = scale @ LPS_FROM_RAS @ np.asarray(affine, np.float64)
     return Grid("zyx", tuple(shape_xyz[2::-1]), lps[:, REVERSED], Frame("mm", "patient"))
 
 
@@ -57,19 +58,20 @@ def grid_from_slices(
     orientation: NDArray[np.float64],
     pixel_spacing: tuple[float, float],
     shape: tuple[int, int, int],
-    frame_uid: str,
+    frame: str,
 ) -> Grid:
     """The grid of a DICOM stack, shape (z, y, x).
 
     first_lps: centre of the first pixel of slice 0; step_lps: from slice to slice; orientation: (6,), the direction in
-    which columns grow, then rows (ImageOrientationPatient); pixel_spacing: between rows, then between columns.
+    which columns grow, then rows (ImageOrientationPatient); pixel_spacing: between rows, then between columns;
+    frame: a `frame_id`.
     """
     affine = np.eye(4)
     affine[:3, 0] = step_lps
     affine[:3, 1] = orientation[3:] * pixel_spacing[0]
     affine[:3, 2] = orientation[:3] * pixel_spacing[1]
     affine[:3, 3] = first_lps
-    return Grid("zyx", shape, affine, Frame("mm", "patient", frame_id(frame_uid)))
+    return Grid("zyx", shape, affine, Frame("mm", "patient", frame))
 
 
 def frame_id(uid: str) -> str:

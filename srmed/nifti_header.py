@@ -107,6 +107,8 @@ def read_file_header(path: Path) -> NiftiFile:
     if not file_bytes or not start:
         raise InputError(what="the file is empty", fix="copy it again")
     block, header = _checked_header(start)
+    if not np.isfinite(header["vox_offset"]):
+        raise InputError(what="the header does not say where the samples begin", fix="repair the header first")
     shape = _volume_shape(header)
     stored = _stored_type(header)
     version = 2 if len(block) == 540 else 1

@@ -17,7 +17,7 @@ from pipelines.card import ModelCard
 from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 
-NETWORKS: dict[str, str] = {"lattice": "pipelines.networks.lattice:load"}
+NETWORKS: dict[str, str] = {"lattice": "pipelines.networks.predictor:load"}
 """Family named by a card -> 'module:function', called with (card, device, threads)."""
 
 
@@ -62,7 +62,7 @@ class Predictor(Protocol):
         places: tuple[Placement, ...],
         condition: Condition,
     ) -> NDArray[np.float32]:
-        """r (c, *write.shape) in the units of `samples`.
+        """The residual (c, *write.shape) in the units of `samples`.
 
         samples: (c, *read.shape), finite, (x - centre) / scale, reflected by the caller where `read` reaches beyond
         the image (NumPy's mode 'reflect'); read: global coarse indices; write: global fine indices. Raises ModelError

@@ -72,7 +72,7 @@ class Twin:
         return fine - self.correction(self.forward(fine))
 
     def project(self, estimate: Tensor, observed: Tensor) -> Tensor:
-        """x + G (y - A x)."""
+        """The corrected estimate x + G (y - A x)."""
         return estimate + self.correction(observed - self.forward(estimate))
 
 

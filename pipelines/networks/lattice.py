@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F  # torch's own name for it
 from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
+from torch.nn import functional
 
 LEAK = 0.1
 """Slope of the activation below zero: scale-equivariant like ReLU, and no unit dies in a short training."""
@@ -45,9 +45,9 @@ class LatticeOptions:
     hidden: int = 64
 
     @classmethod
-    def of(cls, options: dict[str, object]) -> Self:
-        """From a card; unknown names are ignored by no one: a TypeError."""
-        return cls(**{k: cast(int, v) for k, v in options.items()})
+    def of(cls, options: dict[str, Any]) -> Self:
+        """From the plain values of a card. Raises TypeError for unknown names."""
+        return cls(**options)
 
     def to_json(self) -> dict[str, int | bool]:
         """Plain values."""
@@ -91,7 +91,7 @@ class _Block(nn.Module):
         self.b = _convolution(channels, channels, (1, 3) if thin else (3, 3))
 
     def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
-        inner = F.leaky_relu(self.a(x) * gamma, LEAK)
+        inner = functional.leaky_relu(self.a(x) * gamma, LEAK)
         r = self.rows
         return cast(Tensor, x[:, :, r : x.shape[2] - r, 2 : x.shape[3] - 2] + self.b(inner))
 
@@ -118,7 +118,7 @@ class _PhaseBasis(nn.Module):
             powers = [torch.stack([t[:, a] ** p for p in range(4)], dim=1) for a in (0, 1)]
             raw = torch.einsum("ni,nj->nij", *powers).flatten(1)[:, 1:]
         raw = torch.cat([raw, condition.expand(len(raw), -1)], dim=1)
-        hidden = F.silu(self.two(F.silu(self.one(raw))))
+        hidden = functional.silu(self.two(functional.silu(self.one(raw))))
         return cast(Tensor, self.out(torch.cat([raw, hidden], dim=1)))
 
 
@@ -135,8 +135,8 @@ class LatticeNet(nn.Module):
         self.last = _convolution(c, options.basis * fold, (3, 3))
         self.film = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, c * options.blocks))
         self.basis = _PhaseBasis(options)
-        nn.init.zeros_(self.film[2].weight)
-        nn.init.zeros_(self.film[2].bias)
+        for parameter in self.film[2].parameters():
+            nn.init.zeros_(parameter)
         nn.init.zeros_(self.last.conv.weight)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class LatticeNet(nn.Module):
         x = fold_columns(x, o.fold).contiguous(memory_format=torch.channels_last)
         weight = self.first.conv.weight
         zero_sum = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
-        x = F.leaky_relu(F.conv2d(x, zero_sum), LEAK)
+        x = functional.leaky_relu(functional.conv2d(x, zero_sum), LEAK)
         gamma = 1.0 + self.film(condition).view(o.blocks, 1, o.channels, 1, 1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
             for block, g in zip(self.body, gamma, strict=True):
@@ -170,7 +170,10 @@ def unfold_columns(x: Tensor, fold: int) -> Tensor:
 
 
 def place_rows(maps: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """r (b, n, columns) = sum_k weights[n, k] maps[b, k, rows[n]]; one map at a time, so a row never depends on others."""
+    """The sum (b, n, columns) over k of weights[n, k] maps[b, k, rows[n]].
+
+    One map at a time, so that a row never depends on which others are asked for.
+    """
     result = torch.zeros(maps.shape[0], len(rows), maps.shape[3], dtype=maps.dtype, device=maps.device)
     for k in range(maps.shape[1]):
         result = result + maps[:, k].index_select(1, rows) * weights[:, k, None]
@@ -178,7 +181,7 @@ def place_rows(maps: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def place_pixels(maps: Tensor, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    """r (b, ny, nx) = sum_k weights[k, ny, nx] maps[b, k, rows[ny], columns[nx]]."""
+    """The sum (b, ny, nx) over k of weights[k, ny, nx] maps[b, k, rows[ny], columns[nx]]."""
     result = torch.zeros(maps.shape[0], len(rows), len(columns), dtype=maps.dtype, device=maps.device)
     for k in range(maps.shape[1]):
         result = result + maps[:, k].index_select(1, rows).index_select(2, columns) * weights[k]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,7 +58,7 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> La
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """Fine samples of a write box on one upsampled axis. rows: nearest lattice index of each, global; low, high: of all."""
+    """Fine samples of a write box on one upsampled axis: nearest global lattice index and phase of each."""
 
     rows: list[int]
     phases: list[Fraction]
@@ -81,12 +82,8 @@ class LatticePredictor:
     def __init__(self, net: LatticeNet, device: str = "cpu") -> None:
         self.options: LatticeOptions = net.options
         self.device = device
-        self._basis = net.basis.double().to("cpu").eval()  # phases and their weights in float64, once per call
+        self._basis = copy.deepcopy(net.basis).double().cpu().eval()  # phases are exact, so their weights should be
         self._net = net.eval().to(device)
-        self._net.basis = self._basis
-        self._weights: dict[tuple[object, ...], Tensor] = {}
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
 
     @property
     def halo(self) -> tuple[int, ...]:
@@ -122,9 +119,7 @@ class LatticePredictor:
         self._refuse_short(read, write, axes, halo)
         result = np.empty((len(samples), *write.shape), np.float32)
         with torch.inference_mode():
-            for c, (blur, noise) in enumerate(
-                zip(condition.blur_fwhm_coarse, condition.noise_over_scale, strict=True)
-            ):
+            for c, (blur, noise) in enumerate(zip(condition.blur_fwhm_coarse, condition.noise_over_scale, strict=True)):
                 scale = float(next(p.scale for p in places if p.changed))
                 told = torch.tensor(condition_features(scale, blur, noise), dtype=torch.float64)
                 if self.options.phases == 1:
@@ -142,29 +137,21 @@ class LatticePredictor:
                     why=f"it needs {h} on each side of {low} to {high}",
                 )
 
-    def _rows(self, axis: _Axis, told: Tensor) -> tuple[list[Fraction], NDArray[np.intp], Tensor]:
-        """Distinct phases, the number of each fine sample's phase, and their weights (n, K)."""
-        distinct = sorted(set(axis.phases))
-        number = {p: n for n, p in enumerate(distinct)}
-        which = np.array([number[p] for p in axis.phases], np.intp)
-        table = torch.tensor([[float(p)] for p in distinct], dtype=torch.float64)
-        return distinct, which, self._basis(table, told).float()
-
-    def _volume(
-        self, samples: Array, read: Box, write: Box, changed: tuple[int, _Axis], told: Tensor
-    ) -> Array:
+    def _volume(self, samples: Array, read: Box, write: Box, changed: tuple[int, _Axis], told: Tensor) -> Array:
         """The mean of both views, (*write.shape)."""
         a, axis = changed
         views = []
         for b, c in _others(a):
             order = (c, b, a)  # planes, columns, rows
             moved = samples.transpose(order)
-            planes = self._view(moved, Box(_pick(read.start, order), _pick(read.stop, order)), _part(write, (c, b)), axis, told)
+            planes = self._view(
+                moved, Box(_pick(read.start, order), _pick(read.stop, order)), _part(write, (c, b)), axis, told
+            )
             views.append(np.transpose(planes, _inverse((c, a, b))))
         return np.asarray((views[0] + views[1]) * np.float32(0.5))
 
     def _view(self, samples: Array, read: Box, write: Box, axis: _Axis, told: Tensor) -> Array:
-        """r (planes, fine rows, columns) of samples (planes, columns, rows); write: (planes, columns)."""
+        """The residual (planes, fine rows, columns) of samples (planes, columns, rows); write: (planes, columns)."""
         o = self.options
         margin_rows, margin_columns = o.margin
         fold = o.fold
@@ -176,9 +163,10 @@ class LatticePredictor:
         start = write.start[0] - half - read.start[0]
         count = write.shape[0]
         size = max(1, BATCH_SAMPLES * fold // (region.shape[1] * region.shape[2]))
-        _, which, weights = self._rows(axis, told)
+        distinct, which = _distinct(axis.phases)
+        table = torch.tensor([[float(p)] for p in distinct], dtype=torch.float64)
+        weights = self._basis(table, told).float()[which].to(self.device)
         rows = torch.tensor([i - axis.low for i in axis.rows], device=self.device)
-        weights = weights[which].to(self.device)
         skip = write.start[1] - write.start[1] // fold * fold
         result = np.empty((count, len(axis.rows), write.shape[1]), np.float32)
         condition = told.float().to(self.device)
@@ -192,37 +180,42 @@ class LatticePredictor:
         return result
 
     def _image(self, samples: Array, read: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
-        """r (fine rows, fine columns) of one band."""
-        margin = self.options.margin[0]
-        ys, which_y, _ = self._distinct(y)
-        xs, which_x, _ = self._distinct(x)
-        table = torch.tensor([[float(p), float(q)] for p in ys for q in xs], dtype=torch.float64)
-        weights = self._basis(table, told).float().T.contiguous().to(self.device)  # (K, distinct)
-        condition = told.float().to(self.device)
+        """The residual (fine rows, fine columns) of one band, block by block."""
         result = np.empty((len(y.rows), len(x.rows)), np.float32)
         for rows in _blocks(y.rows):
             for columns in _blocks(x.rows):
-                top, left = y.rows[rows.start] - margin, x.rows[columns.start] - margin
-                bottom, right = y.rows[rows.stop - 1] + 1 + margin, x.rows[columns.stop - 1] + 1 + margin
-                part = samples[
-                    top - read.start[0] : bottom - read.start[0], left - read.start[1] : right - read.start[1]
-                ]
-                maps = self._net(torch.from_numpy(np.ascontiguousarray(part))[None, None].to(self.device), condition)
-                number = torch.from_numpy(which_y[rows][:, None] * len(xs) + which_x[columns]).to(self.device)
-                r = place_pixels(
-                    maps,
-                    torch.tensor([i - top - margin for i in y.rows[rows]], device=self.device),
-                    torch.tensor([i - left - margin for i in x.rows[columns]], device=self.device),
-                    weights[:, number],
-                )
-                result[rows, columns] = r[0].cpu().numpy()
+                part = _Axis(y.rows[rows], y.phases[rows]), _Axis(x.rows[columns], x.phases[columns])
+                result[rows, columns] = self._block(samples, read, *part, told)
         return result
 
-    @staticmethod
-    def _distinct(axis: _Axis) -> tuple[list[Fraction], NDArray[np.intp], None]:
-        distinct = sorted(set(axis.phases))
-        number = {p: n for n, p in enumerate(distinct)}
-        return distinct, np.array([number[p] for p in axis.phases], np.intp), None
+    def _block(self, samples: Array, read: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
+        margin = self.options.margin[0]
+        area = samples[
+            y.low - margin - read.start[0] : y.high + 1 + margin - read.start[0],
+            x.low - margin - read.start[1] : x.high + 1 + margin - read.start[1],
+        ]
+        maps = self._net(
+            torch.from_numpy(np.ascontiguousarray(area))[None, None].to(self.device), told.float().to(self.device)
+        )
+        ys, which_y = _distinct(y.phases)
+        xs, which_x = _distinct(x.phases)
+        table = torch.tensor([[float(p), float(q)] for p in ys for q in xs], dtype=torch.float64)
+        weights = self._basis(table, told).float().T.contiguous()  # (K, distinct)
+        number = torch.from_numpy(which_y[:, None] * len(xs) + which_x)
+        r = place_pixels(
+            maps,
+            torch.tensor([i - y.low for i in y.rows], device=self.device),
+            torch.tensor([i - x.low for i in x.rows], device=self.device),
+            weights[:, number].to(self.device),
+        )
+        return np.asarray(r[0].cpu().numpy())
+
+
+def _distinct(phases: list[Fraction]) -> tuple[list[Fraction], NDArray[np.intp]]:
+    """The distinct phases, and for each phase the number of its own."""
+    distinct = sorted(set(phases))
+    number = {p: n for n, p in enumerate(distinct)}
+    return distinct, np.array([number[p] for p in phases], np.intp)
 
 
 def _blocks(rows: list[int]) -> Iterator[slice]:

@@ -6,9 +6,7 @@ Everything follows from a fixed seed: the same call gives the same bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 
-from pipelines.errors import UsageError
 from pipelines.image import ArraySource
 
 SAMPLES: dict[str, str] = {
@@ -25,13 +23,3 @@ class Sample:
     input: ArraySource
     truth: ArraySource
     sidecar: dict[str, str | float] | None = None
-
-
-def make(name: str) -> Sample:
-    """The sample of that name. Raises UsageError if there is none."""
-    if name not in SAMPLES:
-        raise UsageError(what=f"there is no sample called '{name}'", fix=f"choose one of {', '.join(SAMPLES)}")
-    module, function = SAMPLES[name].split(":")
-    sample = getattr(import_module(module), function)()
-    assert isinstance(sample, Sample)
-    return sample

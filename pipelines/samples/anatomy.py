@@ -72,7 +72,8 @@ def tubes(c: Coordinates, points: list[tuple[float, float, float, float]], both_
     low, high = dense[:, :3].min(0) - 14, dense[:, :3].max(0) + 14
     axes = (c.z.ravel(), c.y.ravel(), c.x.ravel())
     window = tuple(
-        slice(int(np.searchsorted(a, lo)), int(np.searchsorted(a, hi))) for a, lo, hi in zip(axes, low, high, strict=True)
+        slice(int(np.searchsorted(a, lo)), int(np.searchsorted(a, hi)))
+        for a, lo, hi in zip(axes, low, high, strict=True)
     )
     grid = np.stack(np.meshgrid(*(a[w] for a, w in zip(axes, window, strict=True)), indexing="ij"), axis=-1)
     distance, nearest = spatial.cKDTree(dense[:, :3]).query(grid, distance_upper_bound=16.0)
@@ -93,7 +94,9 @@ def cerebrum(c: Coordinates, rng: np.random.Generator) -> Field:
     return egg + np.float32(1.2) * band_limited(SHAPE, 60.0, rng)
 
 
-def on_surface(c: Coordinates, noise: NDArray[np.float32], step_mm: float, bend: tuple[Field, ...] | None = None) -> Field:
+def on_surface(
+    c: Coordinates, noise: NDArray[np.float32], step_mm: float, bend: tuple[Field, ...] | None = None
+) -> Field:
     """Noise of a coarser lattice (centred, `step_mm`), read where the ray from the brain's centre leaves its surface.
 
     A part of the depth is kept, so that the walls bend on their way inwards; bend: more of that, one offset [mm] per

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -76,12 +75,15 @@ class TrainingConfig:
             if key not in known:
                 close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
                 raise UsageError(what=f"{path.name} has the unknown key '{key}'", fix=f"did you mean '{close[0]}'?")
-        missing = [n for n, f in known.items() if n not in data and f.default is f.default_factory is dataclasses.MISSING]
+        missing = [
+            n for n, f in known.items() if n not in data and f.default is f.default_factory is dataclasses.MISSING
+        ]
         if missing:
             raise UsageError(what=f"{path.name} lacks {', '.join(missing)}", why="a training needs it")
         if data["kind"] not in MAKERS:
             raise UsageError(what=f"{path.name} trains on '{data['kind']}'", fix=f"choose one of {', '.join(MAKERS)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     def scenes(self, data: Path) -> list[Scene]:
         """The training scenes in memory."""
@@ -104,7 +106,7 @@ class Pairs(IterableDataset[list[Pair]]):
 
 
 def residual(net: LatticeNet, pair: Pair) -> Tensor:
-    """r (fine image) of one pair."""
+    """The residual (fine image) of one pair."""
     maps = net(pair.coarse[None], pair.condition)
     weights = net.basis(pair.phases, pair.condition)
     if pair.columns is None:
@@ -112,7 +114,7 @@ def residual(net: LatticeNet, pair: Pair) -> Tensor:
     return place_pixels(maps, pair.rows, pair.columns, weights[pair.phase_map].permute(2, 0, 1))[0]
 
 
-class Training(lightning.LightningModule):
+class Training(lightning.LightningModule):  # type: ignore[misc]  # Lightning is not typed for us
     """The network, its running average, the loss and the schedule."""
 
     def __init__(self, config: TrainingConfig, scenes: list[Scene]) -> None:
@@ -125,11 +127,11 @@ class Training(lightning.LightningModule):
         self.seconds = 0.0  # of training so far, over all runs
         self._since = time.monotonic()
 
-    def transfer_batch_to_device(self, batch: list[Pair], device: torch.device, dataloader_idx: int) -> list[Pair]:
+    def transfer_batch_to_device(self, batch: list[Pair], *_: object) -> list[Pair]:
         """Pairs are made on the CPU, where the network is."""
         return batch
 
-    def training_step(self, batch: list[Pair], index: int) -> Tensor:
+    def training_step(self, batch: list[Pair], *_: object) -> Tensor:
         losses, gains = [], []
         for pair in batch:
             r = residual(self.net, pair)
@@ -145,7 +147,7 @@ class Training(lightning.LightningModule):
             self.log("gain_db_clean", sum(gains) / len(gains), prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, outputs: object, batch: list[Pair], batch_idx: int) -> None:
+    def on_train_batch_end(self, *_: object) -> None:
         decay = min(self.config.average, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
             for mean, now in zip(self.averaged.parameters(), self.net.parameters(), strict=True):
@@ -176,7 +178,9 @@ def _charbonnier(error: Tensor) -> Tensor:
     return torch.mean(torch.sqrt(error * error + CHARBONNIER**2) - CHARBONNIER)
 
 
-def train(config: Path, data: Path, out: Path | None = None, resume: bool = False, runs: Path | None = None) -> ModelCard:
+def train(
+    config: Path, data: Path, out: Path | None = None, resume: bool = False, runs: Path | None = None
+) -> ModelCard:
     """Train what a YAML describes and write its bundle.
 
     data: the folder that TRUESCALE_DATA names; out: folder of the bundle (default: configs/models); resume: go on from
@@ -219,7 +223,7 @@ def write_bundle(checkpoint: Path, config: TrainingConfig, out: Path) -> ModelCa
     net.load_state_dict(weights)
     first: nn.Parameter = net.first.conv.weight
     with torch.no_grad():
-        first -= first.mean(dim=(1, 2, 3), keepdim=True)
+        first.sub_(first.mean(dim=(1, 2, 3), keepdim=True))
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{config.name}-{config.version}"
     tensors = {k: v.detach().contiguous().clone() for k, v in sorted(net.state_dict().items())}

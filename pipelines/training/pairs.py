@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from pipelines.degradation import Degradation, Profile, along, axis_matrix
@@ -26,6 +27,7 @@ from pipelines.projection import Solver, Spectrum, project, stable_weight, stein
 from pipelines.tiles import reflected
 
 Array = NDArray[np.float64]
+Matrix = sparse.csr_array
 
 PROTOCOL = ((3, 0), (4, 0), (4, 0), (4, 1), (4, 1), (5, 0), (5, 1))
 """Thickness and gap in fine samples of the evaluation protocol; 4|0 and 4|1 count twice."""
@@ -53,8 +55,12 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """One patch. coarse: (planes, rows, columns) with halo; rows, columns, phases: where fine samples lie on the
-    lattice; condition: (3,); cubic, floor, truth: fine images; unit: the error that counts as one."""
+    """One patch and what is known of it.
+
+    coarse: (planes, rows, columns) with halo; rows, columns, phases: where fine samples lie on the lattice;
+    phase_map: number of the phase of each fine pixel, of rasters; condition: (3,); cubic, floor, truth: fine images;
+    unit: the error that counts as one; clean: without noise.
+    """
 
     coarse: Tensor
     rows: Tensor
@@ -152,7 +158,7 @@ def volume_pair(rng: np.random.Generator, scenes: Sequence[Scene], options: Latt
     place = Placement(coarse, fine, scale, (scale - 1) / 2 + (fine - coarse * scale) / 2)
     true, told, fwhm = _draw_profiles(rng, place, float(ratio * scale))
     measured = (true @ block.reshape(fine, -1)).reshape(coarse, *block.shape[1:])
-    sigma = _draw_noise(rng)
+    sigma = _draw_noise(rng, 0.04)
     if sigma > 0:
         noise = rng.normal(0.0, sigma, (2, *measured.shape))
         measured = np.hypot(measured + noise[0], noise[1]) if scene.magnitude else measured + noise[0]
@@ -185,7 +191,7 @@ def raster_pair(rng: np.random.Generator, scenes: Sequence[Scene], options: Latt
     """A window of one band. extent: coarse samples of a side at most."""
     scene = draw_scene(rng, scenes)
     band = scene.samples[int(rng.integers(len(scene.samples)))]
-    scale = Fraction(int(rng.choice([4, 4, 4, 4, 4, 6, 8, 8, int(rng.integers(4, 9))])), 2)
+    scale = Fraction(int(rng.choice([4, 4, 4, 4, 4, 4, 4, 6, 8, 8, int(rng.integers(4, 9))])), 2)
     coarse = [min(int(n / scale), extent) for n in band.shape]
     fine = [fine_length(m, scale) for m in coarse]
     coarse = [m - (f > n) for m, f, n in zip(coarse, fine, band.shape, strict=True)]
@@ -200,7 +206,7 @@ def raster_pair(rng: np.random.Generator, scenes: Sequence[Scene], options: Latt
     told = tuple(axis_matrix(p, told_mtf) for p in places)
     true = tuple(axis_matrix(p, true_mtf) for p in places)
     measured = Degradation(tuple(coarse), truth.shape, true).forward(truth)
-    sigma = _draw_noise(rng)
+    sigma = _draw_noise(rng, 0.08)
     if sigma > 0:
         measured = measured + rng.normal(0.0, sigma, measured.shape)
     degradation = Degradation(tuple(coarse), truth.shape, told)
@@ -246,12 +252,12 @@ def _draw_slices(rng: np.random.Generator) -> tuple[Fraction, Fraction]:
     if rng.random() < 0.55:
         thickness, gap = PROTOCOL[int(rng.integers(len(PROTOCOL)))]
         return Fraction(thickness + gap), Fraction(thickness, thickness + gap)
-    scale = Fraction(int(round(12 * float(np.exp(rng.uniform(np.log(1.5), np.log(8.0)))))), 12)
+    scale = Fraction(round(12 * float(np.exp(rng.uniform(np.log(1.5), np.log(8.0))))), 12)
     ratio = 1.0 if rng.random() < 0.4 else rng.uniform(0.5, 1.2)
-    return scale, Fraction(int(round(100 * ratio)), 100)
+    return scale, Fraction(round(100 * float(ratio)), 100)
 
 
-def _draw_profiles(rng: np.random.Generator, place: Placement, width: float) -> tuple[object, object, float]:
+def _draw_profiles(rng: np.random.Generator, place: Placement, width: float) -> tuple[Matrix, Matrix, float]:
     """True and told matrix, and the told width in coarse samples."""
     kind = str(rng.choice(["slice", "slice", "slice", "slice", "cosine", "box"]))
     error = rng.uniform(0.8, 1.25) if rng.random() < 0.35 else 1.0
@@ -268,9 +274,9 @@ def _draw_mtf(rng: np.random.Generator) -> tuple[Profile, Profile]:
     return Profile("mtf", told), Profile("mtf", true)
 
 
-def _draw_noise(rng: np.random.Generator) -> float:
-    """Standard deviation over the range of the scene: none in half of the pairs."""
-    return 0.0 if rng.random() < 0.55 else float(rng.uniform(0.002, 0.03))
+def _draw_noise(rng: np.random.Generator, most: float) -> float:
+    """Standard deviation over the range of the scene: none in more than half of the pairs."""
+    return 0.0 if rng.random() < 0.58 else float(np.exp(rng.uniform(np.log(0.002), np.log(most))))
 
 
 def _draw_block(
