@@ -57,7 +57,7 @@ LABEL_FLATNESS = 0.9
 """Share of equal neighbours from which on they do."""
 
 
-def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> Calibration:
+def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDArray[np.bool_]]]) -> Calibration:
     """The calibration of a plan. read: box -> (samples (c, *box), valid). Raises InputError for a label map."""
     values, mask = window_samples(plan.coarse.shape, read)
     channels = []
@@ -81,8 +81,8 @@ def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.float32], NDArr
 
 
 def window_samples(
-    shape: tuple[int, ...], read: Callable[[Box], tuple[NDArray[np.float32], NDArray[np.bool_]]]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    shape: tuple[int, ...], read: Callable[[Box], tuple[NDArray[np.floating], NDArray[np.bool_]]]
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
     """Samples and validity (window, c, *window shape) of the windows that the grid fixes."""
     samples, valid = zip(*(read(box) for box in windows(shape)), strict=True)
     return np.stack(samples), np.stack(valid)
@@ -113,14 +113,22 @@ def refuse_labels(values: NDArray[np.float64], valid: NDArray[np.bool_], name: s
     if known.size < 500 or np.any(known != np.rint(known)):
         return
     count = len(np.unique(known))
-    pairs = valid[..., 1:] & valid[..., :-1] & ((values[..., 1:] != 0) | (values[..., :-1] != 0))
-    flat = float(np.mean((values[..., 1:] == values[..., :-1])[pairs])) if pairs.any() else 0.0
-    if 1 < count <= LABEL_VALUES and flat >= LABEL_FLATNESS:
+    flat = [_flatness(values, valid, axis) for axis in range(1, values.ndim)]
+    # every axis counts, so that a ramp is no label map; thick slices of labels differ more from slice to slice
+    if 1 < count <= LABEL_VALUES and min(flat[-2:]) >= LABEL_FLATNESS and min(flat) >= LABEL_FLATNESS / 2:
         raise InputError(
             what=f"channel {name} looks like a label map ({count} whole numbers in flat regions)",
             why="labels have no values between them",
             fix="use --model nearest to replicate them",
         )
+
+
+def _flatness(values: NDArray[np.float64], valid: NDArray[np.bool_], axis: int) -> float:
+    """Share of equal neighbours along an axis, among pairs that are valid and not both 0."""
+    a, b = (np.moveaxis(values, axis, 0)[cut] for cut in (slice(1, None), slice(None, -1)))
+    m, n = (np.moveaxis(valid, axis, 0)[cut] for cut in (slice(1, None), slice(None, -1)))
+    pairs = m & n & ((a != 0) | (b != 0))
+    return float(np.mean((a == b)[pairs])) if pairs.any() else 0.0
 
 
 def noise_sigma(values: NDArray[np.float64], valid: NDArray[np.bool_], *, rician: bool) -> tuple[float, str]:

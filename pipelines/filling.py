@@ -47,16 +47,16 @@ def fill_invalid(folder: Path) -> None:
         for box in holes:
             outer = box.grow(REACH).clip(shape)
             index = (c, *outer.slices)
-            filled = _filled(np.asarray(samples[index], np.float32), np.asarray(valid[index], bool), mean)
+            filled = _filled(np.asarray(samples[index]), np.asarray(valid[index], bool), mean)
             index = (c, *box.slices)
             samples[index] = filled[box.within(outer).slices]
 
 
-def _filled(values: NDArray[np.float32], known: NDArray[np.bool_], mean: float) -> NDArray[np.float32]:
+def _filled(values: NDArray[np.floating], known: NDArray[np.bool_], mean: float) -> NDArray[np.floating]:
     weight = ndimage.gaussian_filter(known.astype(np.float64), SIGMA, mode="constant", radius=REACH)
     total = ndimage.gaussian_filter(
         np.where(known, values, 0.0).astype(np.float64), SIGMA, mode="constant", radius=REACH
     )
     near = weight > 1e-6
     smooth = np.where(near, total / np.where(near, weight, 1.0), mean)
-    return np.where(known, values, smooth).astype(np.float32)
+    return np.where(known, values, smooth).astype(values.dtype)

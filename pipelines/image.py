@@ -27,6 +27,12 @@ IN_PLANE = Profile("gaussian", 1.2)
 """Default blur of the in-plane axes of a volume, should they be upsampled (forward model)."""
 
 
+def working_dtype(stored: str) -> np.dtype[np.floating]:
+    """float32, or float64 for stored types whose values float32's 24 bits do not hold."""
+    wide = stored in ("float64", "int32", "uint32", "int64", "uint64")
+    return np.dtype(np.float64 if wide else np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """A value, its unit and where it came from ('header', 'sidecar', 'assumed', 'told', 'positions'...)."""
@@ -78,6 +84,11 @@ class Header:
     anatomical_axes: tuple[str, ...] = ()
     file_world: str = ""
     file_affine: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def working(self) -> np.dtype[np.floating]:
+        """What samples are read, computed between and kept as: see `working_dtype`."""
+        return working_dtype(self.dtype)
 
     def profiles(self, channel: int, told: Told | None = None) -> tuple[Profile, ...]:
         """The blur of one channel per axis: what was told, else what the header knows.
@@ -150,8 +161,8 @@ class Source(Protocol):
         """Boxes of at most about `max_samples` per channel that hold each sample once, in the cheapest order."""
         ...
 
-    def read(self, box: Box) -> NDArray[np.float32]:
-        """Samples (channel, *box.shape) in file units; NaN = invalid. Independent of earlier reads.
+    def read(self, box: Box) -> NDArray[np.floating]:
+        """Samples (channel, *box.shape) in file units, as `header.working`; NaN = invalid. No memory of earlier reads.
 
         Raises InputError if the file is damaged there.
         """
@@ -220,8 +231,8 @@ class ArraySource:
     def blocks(self, max_samples: int) -> Iterator[Box]:
         yield from slabs(self._header.grid.shape, max_samples)
 
-    def read(self, box: Box) -> NDArray[np.float32]:
-        return np.array(self._samples[(slice(None), *box.slices)], np.float32)
+    def read(self, box: Box) -> NDArray[np.floating]:
+        return np.array(self._samples[(slice(None), *box.slices)], self._header.working)
 
     def close(self) -> None:
         return None

@@ -19,7 +19,7 @@ from pipelines.grid import Box
 from pipelines.image import Header, Source, Told
 from pipelines.projection import Residual
 from pipelines.verification import verify
-from pipelines.zarr_image import ZarrImage, write_image
+from pipelines.zarr_image import Statistics, ZarrImage, write_image
 
 Progress = Callable[[str, int, int], None]
 
@@ -66,38 +66,29 @@ def _kind(header: Header) -> str:
 
 
 @contextmanager
-def _ingested(source: Source) -> Iterator[ZarrImage]:
+def _ingested(source: Source) -> Iterator[tuple[ZarrImage, Statistics]]:
     """The source copied to zarr for random access in bounded memory; removed again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.zarr"
-        write_image(source, source.header, path)
+        found = write_image(source, source.header, path)
         with ZarrImage(path) as image:
-            yield image
+            yield image, found
 
 
 def _pixels(source: Source) -> list[dict[str, Any]]:
-    count = len(source.header.channels)
-    known, total = np.zeros(count), 0
-    low, high = np.full(count, np.inf), np.full(count, -np.inf)
-    with _ingested(source) as image:
-        for box in image.blocks(4_000_000):
-            values = image.read(box).reshape(count, -1)
-            finite = np.isfinite(values)
-            known += finite.sum(axis=1)
-            total += box.size
-            low = np.minimum(low, np.where(finite, values, np.inf).min(axis=1))
-            high = np.maximum(high, np.where(finite, values, -np.inf).max(axis=1))
-        noise = [_noise(image, c) for c in range(count)]
+    total = int(np.prod(source.header.grid.shape))
+    with _ingested(source) as (image, found):
+        noise = [_noise(image, c) for c in range(len(source.header.channels))]
     return [
         {
-            "channel": source.header.channels[c].name,
-            "valid_fraction": float(known[c] / total),
-            "minimum": float(low[c]) if known[c] else None,
-            "maximum": float(high[c]) if known[c] else None,
+            "channel": channel.name,
+            "valid_fraction": found.valid[c] / total,
+            "minimum": found.minimum[c],
+            "maximum": found.maximum[c],
             "noise_sigma": noise[c][0],
             "noise_method": noise[c][1],
         }
-        for c in range(count)
+        for c, channel in enumerate(source.header.channels)
     ]
 
 
@@ -134,7 +125,7 @@ def check(
     with (
         formats.open_source(product) as made,
         formats.open_source(against, bands=chosen, nodata=nodata) as given,
-        _ingested(given) as observed,
+        _ingested(given) as (observed, _),
     ):
         if len(made.header.channels) != len(given.header.channels):
             raise UsageError(

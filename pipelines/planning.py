@@ -20,7 +20,7 @@ from pipelines.card import ModelCard
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import BudgetError, GeometryError, InputError, ModelError, UsageError
 from pipelines.grid import Factor, Grid, Placement, decimal_fraction, placements
-from pipelines.image import Channel, Header, Told
+from pipelines.image import Channel, Header, Told, working_dtype
 from pipelines.interpolation import PREFILTER_REACH
 from pipelines.tiles import Cover, Span
 
@@ -116,6 +116,11 @@ class Plan:
         return placements(self.coarse, self.fine)
 
     @property
+    def working(self) -> np.dtype[np.floating]:
+        """Type of the samples in the work folder."""
+        return working_dtype(self.dtype)
+
+    @property
     def scale(self) -> tuple[float, ...]:
         """Coarse over fine spacing per axis."""
         return tuple(float(p.scale) for p in self.places)
@@ -132,8 +137,9 @@ class Plan:
 
     @property
     def work_bytes(self) -> int:
-        """Upper bound of the work folder: coarse and fine samples as float32, uncompressed."""
-        samples = math.prod(self.coarse.shape) * 5 + math.prod(self.fine.shape) * 4
+        """Upper bound of the work folder: coarse and fine samples and the mask, uncompressed."""
+        item = self.working.itemsize
+        samples = math.prod(self.coarse.shape) * (item + 1) + math.prod(self.fine.shape) * item
         return samples * len(self.channels)
 
     @property

@@ -45,8 +45,8 @@ class StoredProduct:
     def blocks(self, max_samples: int) -> Iterator[Box]:
         yield from slabs(self._header.grid.shape, max_samples)
 
-    def read(self, box: Box) -> NDArray[np.float32]:
-        values = np.asarray(self._fine[(slice(None), *box.slices)], np.float32)
+    def read(self, box: Box) -> NDArray[np.floating]:
+        values = np.asarray(self._fine[(slice(None), *box.slices)])
         nearest, inside = [], []
         for a, place in enumerate(self._plan.places):
             u = place.coordinates(box.start[a], box.stop[a])

@@ -28,7 +28,7 @@ from pipelines.report import ChannelResult, RunReport, Stopwatch, peak_bytes, re
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import Verification, verify
 from pipelines.worker import Worker, run_tiles
-from pipelines.zarr_image import ZarrImage, write_image
+from pipelines.zarr_image import Statistics, ZarrImage, write_image
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) often; must be quick and thread-safe."""
@@ -296,10 +296,24 @@ def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stoppe
         if stopped():
             raise StoppedError(what="stopped while reading", fix="the same call with --resume goes on")
 
-    write_image(opened, opened.header, store.coarse, on_block)
+    found = write_image(opened, opened.header, store.coarse, on_block)
+    _refuse_empty(found, made)
     if opened.header.may_have_invalid:
         fill_invalid(store.folder)
     store.write_json("ingest.json", {"identity": made.identity})
+
+
+def _refuse_empty(found: Statistics, made: Plan) -> None:
+    """Raise InputError if no channel holds an image: nothing valid, or one value everywhere."""
+    images = [c for c, channel in enumerate(made.channels) if channel.treatment != "nearest"] or [0]
+    if not any(found.valid[c] for c in images):
+        raise InputError(what="the input has no valid sample", fix="check --nodata and the file")
+    if made.model != "nearest" and all(found.minimum[c] == found.maximum[c] for c in images):
+        raise InputError(
+            what=f"every valid sample of the input is {found.minimum[images[0]]:g}",
+            why="a constant image has nothing to refine",
+            fix="check the file, or use --model nearest",
+        )
 
 
 def _calibrate(store: Store, made: Plan) -> None:
@@ -307,16 +321,16 @@ def _calibrate(store: Store, made: Plan) -> None:
         samples = store.array(store.coarse)
         mask = store.array(store.coarse, "valid") if store.has_mask() else None
 
-        def read(box: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        def read(box: Box) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
             index = (slice(None), *box.slices)
-            values = np.asarray(samples[index], np.float32)
+            values = np.asarray(samples[index])
             return values, np.ones(values.shape, bool) if mask is None else np.asarray(mask[index], bool)
 
         store.write_json("calibration.json", {"run": made.run_hash, **calibrate(made, read).to_json()})
         shutil.rmtree(store.fine, ignore_errors=True)
     if not (store.fine / "samples" / "zarr.json").exists():
         chunk = CHUNK[made.fine.ndim]
-        store.create_fine((len(made.channels), *made.fine.shape), (chunk,) * made.fine.ndim, made.shard)
+        store.create_fine((len(made.channels), *made.fine.shape), (chunk,) * made.fine.ndim, made.shard, made.working)
 
 
 def _models(made: Plan) -> list[Any]:
@@ -427,7 +441,7 @@ def upscale_array(
     like: Grid | None = None,
     work: Path | None = None,
     **asked: Any,
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating]:
     """Fine samples (c, *fine) of an array (c, *shape) or (*shape); NaN where invalid. The engine of `upscale`."""
     told = told or Told()
     text = (

@@ -78,9 +78,11 @@ class Store:
             ) from error
         return dict(data)
 
-    def create_fine(self, shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int]) -> None:
+    def create_fine(
+        self, shape: Sequence[int], chunks: Sequence[int], shards: Sequence[int], dtype: np.dtype[np.floating]
+    ) -> None:
         """A new, empty fine array (c, *axes), replacing an old one; chunks and shards are per spatial axis."""
-        create_array(self.fine, "samples", shape, "float32", (1, *chunks), (shape[0], *shards))
+        create_array(self.fine, "samples", shape, dtype.name, (1, *chunks), (shape[0], *shards))
 
     def array(self, group: Path, name: str = "samples") -> zarr.Array[Any]:
         """An existing array. Raises StoreError if it is not there."""
@@ -99,12 +101,13 @@ class Store:
         return (self.coarse / "valid" / "zarr.json").exists()
 
     def write_shard(
-        self, array: zarr.Array[Any], box: Box, values: NDArray[np.float32], position: Sequence[int]
+        self, array: zarr.Array[Any], box: Box, values: NDArray[np.floating], position: Sequence[int]
     ) -> int:
         """Write one whole shard (c, *box) and return the CRC-32 of its file. Raises StoreError on a full disk."""
+        path = self.shard_path(position)
         try:
+            path.unlink(missing_ok=True)  # zarr would merge into an old shard, and stumble over a damaged one
             array[(slice(None), *box.slices)] = values
-            path = self.shard_path(position)
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -50,10 +50,10 @@ class _Rolling:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._shape = source.header.grid.shape
-        self._kept: NDArray[np.float32] | None = None
+        self._kept: NDArray[np.floating] | None = None
         self._start = 0
 
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+    def read(self, start: int, stop: int) -> NDArray[np.floating]:
         """Samples (c, stop - start, ...) with start not below that of any earlier call."""
         have = self._start + (0 if self._kept is None else self._kept.shape[1])
         parts = []
@@ -102,7 +102,7 @@ def verify(
     return Verification(tuple(slabs))
 
 
-def _compare(y: NDArray[np.float32], x: NDArray[np.float32], model: Degradation) -> tuple[Residual, Residual]:
+def _compare(y: NDArray[np.floating], x: NDArray[np.floating], model: Degradation) -> tuple[Residual, Residual]:
     valid = np.isfinite(x)
     if valid.all():
         difference = y.astype(np.float64) - model.forward(x)

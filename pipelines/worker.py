@@ -37,7 +37,7 @@ class Window:
     """Coarse samples of a tile: box (inside the image), samples and valid (c, *box), seconds it took to read them."""
 
     box: Box
-    samples: NDArray[np.float32]
+    samples: NDArray[np.floating]
     valid: NDArray[np.bool_]
     seconds: float
 
@@ -73,21 +73,21 @@ class Worker:
             reflected(a, b, n) for a, b, n in zip(tile.read.start, tile.read.stop, self.plan.coarse.shape, strict=True)
         ]
         box = Box(tuple(int(h.min()) for h in hulls), tuple(int(h.max()) + 1 for h in hulls))
-        samples = np.asarray(self._coarse[(slice(None), *box.slices)], np.float32)
+        samples = np.asarray(self._coarse[(slice(None), *box.slices)])
         if self._valid is None:
             valid = np.ones(samples.shape, bool)
         else:
             valid = np.asarray(self._valid[(slice(None), *box.slices)], bool)
         return Window(box, samples, valid, time.perf_counter() - started)
 
-    def compute(self, tile: Tile, window: Window) -> tuple[NDArray[np.float32], Record]:
+    def compute(self, tile: Tile, window: Window) -> tuple[NDArray[np.floating], Record]:
         """The fine samples (c, *write) of a tile and its record, still without a checksum."""
         started = time.perf_counter()
         residual = self._network(tile, window)
         seconds = {"read": window.seconds, "network": time.perf_counter() - started}
         started = time.perf_counter()
         inside = tile.write.within(tile.estimate).slices
-        result = np.empty((len(self.plan.channels), *tile.write.shape), np.float32)
+        result = np.empty((len(self.plan.channels), *tile.write.shape), self.plan.working)
         before, after = [], []
         for c, channel in enumerate(self.plan.channels):
             kind = "nearest" if channel.treatment == "nearest" else self.card.interpolation
@@ -107,7 +107,7 @@ class Worker:
         seconds["projection"] = time.perf_counter() - started
         return result, Record(tile.index, self.plan.run_hash, 0, seconds, tuple(before), tuple(after))
 
-    def write(self, tile: Tile, values: NDArray[np.float32], record: Record, ledger: Ledger, writer: str) -> Record:
+    def write(self, tile: Tile, values: NDArray[np.floating], record: Record, ledger: Ledger, writer: str) -> Record:
         """Write the shard, then its record: in that order."""
         started = time.perf_counter()
         checksum = self.store.write_shard(self._fine, tile.write, values, self.cover.position(tile.index))
@@ -130,13 +130,14 @@ class Worker:
         extended = window.samples[np.ix_(np.array(chosen), *folded)]
         shape = (-1,) + (1,) * self.plan.coarse.ndim
         numbers = [self.calibration.channels[c] for c in chosen]
-        centre = np.array([n.centre for n in numbers], np.float32).reshape(shape)
-        scale = np.array([n.scale for n in numbers], np.float32).reshape(shape)
+        centre = np.array([n.centre for n in numbers]).reshape(shape)
+        scale = np.array([n.scale for n in numbers]).reshape(shape)
         condition = Condition(
             blur_fwhm_coarse=tuple(self._blur(c) for c in chosen),
             noise_over_scale=tuple(n.noise_sigma / n.scale for n in numbers),
         )
-        refined = self.predictor.residual((extended - centre) / scale, tile.read, tile.estimate, self.places, condition)
+        normal = ((extended - centre) / scale).astype(np.float32)
+        refined = self.predictor.residual(normal, tile.read, tile.estimate, self.places, condition)
         return {c: refined[k] for k, c in enumerate(chosen)}
 
     def _blur(self, channel: int) -> float:
@@ -226,7 +227,7 @@ def run_tiles(
     """
     ledger = Ledger(worker.store, worker.plan.run_hash)
     ahead: queue.Queue[tuple[Tile, Window | BaseException] | None] = queue.Queue(1)
-    behind: queue.Queue[tuple[Tile, NDArray[np.float32], Record] | None] = queue.Queue(1)
+    behind: queue.Queue[tuple[Tile, NDArray[np.floating], Record] | None] = queue.Queue(1)
     broken: list[BaseException] = []
 
     def failed(index: int, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """Images in zarr v3: what `ingest` writes, and a format to read from and write to.
 
 IMAGE.zarr/zarr.json    attribute `truescale`: grid, channels and facts (nothing of the original file's header)
-IMAGE.zarr/samples      (c, *axes) float32, invalid samples 0
+IMAGE.zarr/samples      (c, *axes) float32 or float64, invalid samples 0
 IMAGE.zarr/valid        (c, *axes) bool, only where samples can be invalid
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -62,13 +62,13 @@ class ZarrImage:
     def blocks(self, max_samples: int) -> Iterator[Box]:
         yield from slabs(self._header.grid.shape, max_samples)
 
-    def read(self, box: Box) -> NDArray[np.float32]:
+    def read(self, box: Box) -> NDArray[np.floating]:
         samples, valid = self._open()
         index = (slice(None), *box.slices)
         try:
-            values = np.asarray(samples[index], np.float32)
+            values = np.asarray(samples[index])
             if valid is not None:
-                values = np.where(np.asarray(valid[index], bool), values, np.float32(np.nan))
+                values = np.where(np.asarray(valid[index], bool), values, values.dtype.type(np.nan))
         except (ValueError, OSError) as error:  # a chunk whose checksum does not match
             raise InputError(what="a chunk of the zarr folder is damaged", fix="ingest the input again") from error
         return values
@@ -105,37 +105,55 @@ def open_zarr(path: Path) -> ZarrImage:
     return ZarrImage(path)
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Per channel: valid samples, and the least and largest of them (None without any)."""
+
+    valid: tuple[int, ...]
+    minimum: tuple[float | None, ...]
+    maximum: tuple[float | None, ...]
+
+
 def write_image(
     source: Source, header: Header, path: Path, on_block: Callable[[int, int], None] = lambda _done, _all: None
-) -> str:
-    """Copy a source into a new zarr group, block by block; returns a digest of its samples.
+) -> Statistics:
+    """Copy a source into a new zarr group, block by block.
 
     `zarr.json` of the group comes last, so a folder without it is incomplete.
     """
-    digest = hashlib.sha256()
-    shape = (len(header.channels), *header.grid.shape)
-    chunks = tuple(min(c, n) for c, n in zip(COARSE_CHUNK[header.grid.ndim], header.grid.shape, strict=True))
-    samples = create_array(path, "samples", shape, "float32", (1, *chunks), None)
+    count, grid = len(header.channels), header.grid
+    shape = (count, *grid.shape)
+    chunks = tuple(min(c, n) for c, n in zip(COARSE_CHUNK[grid.ndim], grid.shape, strict=True))
+    samples = create_array(path, "samples", shape, header.working.name, (1, *chunks), None)
     valid = (
         create_array(path, "valid", shape, "bool", (1, *chunks), None, fill=True) if header.may_have_invalid else None
     )
-    done, total = 0, header.grid.shape[0]
-    for box in source.blocks(max(INGEST_SAMPLES // max(1, len(header.channels)), 1)):
+    number = np.zeros(count, np.int64)
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    done = 0
+    for box in source.blocks(max(INGEST_SAMPLES // count, 1)):
         values = source.read(box)
         known = np.isfinite(values)
-        digest.update(np.ascontiguousarray(values).tobytes())
         index = (slice(None), *box.slices)
-        samples[index] = np.where(known, values, np.float32(0))
+        samples[index] = np.where(known, values, 0)
         if valid is not None and not known.all():
             valid[index] = known
+        flat = values.reshape(count, -1)
+        number += known.reshape(count, -1).sum(axis=1)
+        low = np.minimum(low, np.where(known.reshape(count, -1), flat, np.inf).min(axis=1))
+        high = np.maximum(high, np.where(known.reshape(count, -1), flat, -np.inf).max(axis=1))
         done += box.size
-        on_block(round(done / header.grid.shape[0] / max(1, int(np.prod(header.grid.shape[1:]))) * total), total)
-    attributes = {"truescale": {**header_to_json(header)}, "samples_sha256": digest.hexdigest()}
+        on_block(done * grid.shape[0] // int(np.prod(grid.shape)), grid.shape[0])
+    attributes = {"truescale": header_to_json(header)}
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     temporary = path / ".zarr.json.partial"
     temporary.write_text(json.dumps(group, indent=1, default=list) + "\n")
     temporary.replace(path / "zarr.json")
-    return digest.hexdigest()[:16]
+    return Statistics(
+        tuple(int(n) for n in number),
+        tuple(float(v) if n else None for v, n in zip(low, number, strict=True)),
+        tuple(float(v) if n else None for v, n in zip(high, number, strict=True)),
+    )
 
 
 class ZarrSink:

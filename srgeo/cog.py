@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,9 @@ def _profile(layout: Layout) -> dict[str, Any]:
         "compress": "deflate",
         "zlevel": 1,
         "photometric": photometric,
-        # else GDAL takes the fourth band of 8-bit imagery for alpha: dark infrared would be transparent
-        "alpha": ("PREMULTIPLIED" if layout.premultiplied else "YES") if layout.alpha else "NO",
+        # else GDAL takes the fourth band of 8-bit imagery for alpha: dark infrared would be transparent; a true alpha
+        # band is flagged by its colour, whatever its place
+        "alpha": "PREMULTIPLIED" if layout.premultiplied else "NO",
         "bigtiff": _bigtiff(layout),
     }
     if layout.scheme == "nodata":
@@ -174,6 +175,7 @@ def _stream(product: Source, layout: Layout, path: Path) -> int:
         with unplaced():
             dataset = rasterio.open(os.fspath(path), "w", **_profile(layout))
         try:
+            _describe(dataset, layout)  # before the samples: colours are fixed by the first block
             for box in _windows(layout):
                 window = Window(box.start[1], box.start[0], box.shape[1], box.shape[0])
                 values, valid, beyond = stored(product.read(box), layout.storage)
@@ -183,7 +185,7 @@ def _stream(product: Source, layout: Layout, path: Path) -> int:
                 dataset.write(values, window=window)
                 if layout.scheme == "mask":
                     dataset.write_mask(_shared_mask(valid, layout), window=window)
-            _describe(dataset, layout, clipped)
+            dataset.update_tags(**{f"{NOTE_PREFIX}CLIPPED": str(clipped)})
         finally:
             with unplaced():
                 dataset.close()
@@ -222,8 +224,8 @@ def _unused_value(product: Source, layout: Layout) -> int:
     return int(free[0])
 
 
-def _describe(dataset: Any, layout: Layout, clipped: int) -> None:
-    """All metadata: nothing can be added to a finished COG."""
+def _describe(dataset: Any, layout: Layout) -> None:
+    """All metadata that is known beforehand: nothing can be added to a finished COG."""
     for n, band in enumerate(layout.bands, start=1):
         if band.name:
             dataset.set_band_description(n, band.name)
@@ -238,15 +240,11 @@ def _describe(dataset: Any, layout: Layout, clipped: int) -> None:
         dataset.offsets = tuple(b.offset for b in layout.bands)
     if all(b.colour != "palette" for b in layout.bands):
         dataset.colorinterp = tuple(ColorInterp[b.colour] for b in layout.bands)
-    dataset.update_tags(**_sorted(layout.tags), **{f"{NOTE_PREFIX}CLIPPED": str(clipped)})
+    dataset.update_tags(**dict(sorted(layout.tags.items())))
     if layout.gcps:
         dataset.gcps = (list(layout.gcps), layout.gcp_crs)
     if layout.rpcs is not None:
         dataset.rpcs = layout.rpcs
-
-
-def _sorted(tags: Mapping[str, str]) -> dict[str, str]:
-    return dict(sorted(tags.items()))
 
 
 def _require_all_blocks(path: Path) -> None:

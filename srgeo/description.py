@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ Validity = Literal["all", "nodata", "mask", "band masks", "alpha"]
 
 PIXEL_GRID_TAG = "TRUESCALE_PIXEL_GRID"
 """Six numbers that place the samples of a product with GCPs or RPC on the pixels of its input (corner convention)."""
+
+GDAL_NODATA = 42113
+"""Number of the TIFF tag that holds the nodata value as text."""
 
 WKT_DIGITS = 12
 """Of the numbers of a CRS: GeoTIFF keys turn 298.257222101 into 298.257222101004."""
@@ -61,6 +65,7 @@ class Description:
     gcp_crs: Any
     rpcs: Any
     subdatasets: int
+    impossible_nodata: bool
 
     @property
     def grid_transform(self) -> Affine:
@@ -112,6 +117,7 @@ def describe(dataset: Any, path: Path) -> Description:
         gcp_crs=gcp_crs,
         rpcs=dataset.rpcs,
         subdatasets=len(dataset.subdatasets),
+        impossible_nodata=_declares_impossible_nodata(dataset, path),
     )
 
 
@@ -187,6 +193,30 @@ def comparable_wkt(text: str) -> str:
     text = re.sub(r',ID\["[^"]*",[^\]]*\]', "", text)
     text = re.sub(r'(LENGTHUNIT|ANGLEUNIT|SCALEUNIT)\["[^"]*"', r'\1["unit"', text)
     return re.sub(r"(?<=[,\[])-?\d+\.\d+(?=[,\]])", lambda number: f"{float(number[0]):.{WKT_DIGITS}g}", text)
+
+
+def _declares_impossible_nodata(dataset: Any, path: Path) -> bool:
+    """Whether a nodata value is declared that rasterio keeps back because the type of its band cannot hold it."""
+    if all(value is not None for value in dataset.nodatavals):
+        return False
+    sidecar = path.with_name(path.name + ".aux.xml")
+    in_sidecar = sidecar.is_file() and b"<NoDataValue" in sidecar.read_bytes()
+    return (in_sidecar or _has_tag(path, GDAL_NODATA)) and all(value is None for value in dataset.nodatavals)
+
+
+def _has_tag(path: Path, wanted: int) -> bool:
+    """Whether the first directory of a TIFF has a tag. False if it cannot be followed."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = struct.unpack(order + "H", head[2:4])[0] == 43
+        file.seek(struct.unpack(order + "Q", head[8:16])[0] if big else struct.unpack(order + "I", head[4:8])[0])
+        width, entry = (8, 20) if big else (2, 12)
+        start = file.read(width)
+        count = int.from_bytes(start, "little" if order == "<" else "big") if len(start) == width else 0
+        entries = file.read(min(count, 4096) * entry)
+    tags = (entries[at : at + 2] for at in range(0, len(entries) - 1, entry))
+    return any(struct.unpack(order + "H", tag)[0] == wanted for tag in tags)
 
 
 def fits(value: float | int, dtype: str) -> bool:

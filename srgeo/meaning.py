@@ -206,6 +206,10 @@ def _validity(
 ) -> tuple[Validity, tuple[float | int | None, ...]]:
     """What decides about validity, and the nodata value of each band."""
     none = (None,) * len(channels)
+    if description.impossible_nodata and told is None:
+        found.problems.append(
+            "the nodata value declared cannot occur in the type of its band: no sample is invalid by it"
+        )
     if told is not None:
         return _by_nodata(channels, (told,) * len(channels), "told", found)
     if description.validity in ("mask", "band masks"):

@@ -66,11 +66,6 @@ class Layout:
     premultiplied: bool = False
 
     @property
-    def alpha(self) -> bool:
-        """Whether a band is stored as alpha."""
-        return any(b.colour == "alpha" for b in self.bands)
-
-    @property
     def has_classes(self) -> bool:
         """Whether a band holds classes, which must not be averaged."""
         return any(b.kind == "classes" for b in self.bands)

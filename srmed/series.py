@@ -123,7 +123,7 @@ def _refuse_several(slices: Sequence[Slice]) -> None:
     described = [
         f"series {'?' if g[0].series_number is None else g[0].series_number}: {len(g)} {g[0].modality} "
         f"image{'s' if len(g) > 1 else ''} of {g[0].shape[0]} x {g[0].shape[1]}"
-        for g in groups.values()
+        for g in sorted(groups.values(), key=lambda g: (g[0].series_number or 0, -len(g)))
     ]
     shown = "; ".join(described[:8]) + (f"; and {len(described) - 8} more" if len(described) > 8 else "")
     kind = " (a localizer)" if len({g[1] for g in groups}) > 1 and len({g[0] for g in groups}) == 1 else ""

@@ -8,6 +8,7 @@ carried inwards, is zero: such surfaces wind and branch as convolutions do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +63,7 @@ def union(a: Field, b: Field, smooth_mm: float) -> Field:
 def tubes(c: Coordinates, points: list[tuple[float, float, float, float]], both_sides: bool = True) -> Field:
     """Signed distance to a chain of round cones through points (z, y, x, radius), mirrored in x if asked."""
     path = np.array(points)
-    dense = np.concatenate(
-        [np.linspace(a, b, 24, endpoint=False) for a, b in zip(path[:-1], path[1:], strict=True)] + [path[-1:]]
-    )
+    dense = np.concatenate([np.linspace(a, b, 24, endpoint=False) for a, b in pairwise(path)] + [path[-1:]])
     for column in range(4):
         dense[:, column] = ndimage.gaussian_filter1d(dense[:, column], 6, mode="nearest")
     if both_sides:
@@ -116,7 +115,7 @@ def on_surface(
 def sheets(field: Field, steepness: float) -> Field:
     """Signed distance [mm] to the zero surfaces of a field, from its gradient; tamed where the field is flat."""
     slope = np.sqrt(sum(np.square(g) for g in np.gradient(field)))
-    return np.clip(field / np.maximum(slope, np.float32(steepness)), -16.0, 16.0).astype(np.float32)
+    return np.asarray(np.clip(field / np.maximum(slope, np.float32(steepness)), -16.0, 16.0), np.float32)
 
 
 def sulci(c: Coordinates, rng: np.random.Generator) -> tuple[Field, Field]:

@@ -265,10 +265,10 @@ def _outside(s: _Shapes) -> Field:
 def _vessels(s: _Shapes, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Coverage (2Z, 2Y, 2X) of arteries: trunks from the base, and branches that run along the sulci."""
     paths = [_trunk(p) for p in TRUNKS]
-    slope = np.stack(np.gradient(s.walls), axis=-1)
+    slope = np.stack(list(np.gradient(s.walls)), axis=-1)
     wet = np.argwhere((np.abs(s.walls) < 0.7) & (s.brain > 0) & (s.brain < s.depth))
-    for seed in wet[rng.choice(len(wet), 330, replace=False)]:
-        paths.append(_walk(seed.astype(float), s, slope, rng))
+    seeds = wet[rng.choice(len(wet), 330, replace=False)].astype(float)
+    paths += [_walk(seed, s, slope, rng) for seed in seeds]
     return _stamped(np.concatenate(paths))
 
 
@@ -284,7 +284,7 @@ TRUNKS: tuple[tuple[tuple[float, float, float, float], ...], ...] = (
     ((-16.0, -7.0, 0.0, 1.0), (-14.0, 2.0, 14.0, 0.9), (-8.0, 20.0, 17.0, 0.8), (2.0, 44.0, 10.0, 0.6)),
     ((-16.0, -7.0, 0.0, 1.0), (-15.0, 3.0, -14.0, 0.9), (-7.0, 21.0, -17.0, 0.8), (4.0, 46.0, -9.0, 0.5)),
 )
-"""Centre lines (z, y, x) [mm] and radii [mm] of the arteries at the base: vertebral, carotid, middle, anterior, posterior."""
+"""Centre lines (z, y, x) and radii [mm] of the arteries: vertebral, carotid, middle, anterior, posterior."""
 
 
 def _trunk(points: tuple[tuple[float, float, float, float], ...]) -> NDArray[np.float64]:

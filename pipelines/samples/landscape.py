@@ -6,8 +6,6 @@ and shaded relief, in UTM zone 32 north. Drawn at 2.5 m and averaged, so edges h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -16,16 +14,15 @@ from pipelines.degradation import Degradation, Profile
 from pipelines.grid import Frame, Grid
 from pipelines.image import ArraySource, Channel, Fact, Header
 from pipelines.samples import Sample
-from pipelines.samples.texture import Field, band_limited, blended, block_mean, coverage, fractal
+from pipelines.samples.drawing import DRAWN_M, SPECTRA, SUN, Canvas, bent, crowns, distance_to, hashed
+from pipelines.samples.settlements import draw_towns
+from pipelines.samples.texture import Field, band_limited, block_mean, coverage, fractal
 
 SIZE = 1024
 """Truth samples per side."""
 
 TRUTH_M = 5.0
 """Spacing of the truth; the input's is twice that."""
-
-DRAWN_M = 2.5
-"""Spacing of the canvas on which everything is drawn."""
 
 ORIGIN_M = (652_480.0, 5_327_680.0)
 """Easting and northing of the outer upper left corner."""
@@ -47,33 +44,8 @@ UTM_32N = (
 )
 """EPSG:32632 as WKT 1."""
 
-SPECTRA: dict[str, tuple[float, float, float, float]] = {
-    "water": (0.045, 0.052, 0.034, 0.018),
-    "wood": (0.022, 0.040, 0.026, 0.270),
-    "conifer": (0.018, 0.030, 0.020, 0.180),
-    "meadow": (0.042, 0.082, 0.058, 0.350),
-    "maize": (0.034, 0.072, 0.042, 0.420),
-    "beet": (0.030, 0.080, 0.034, 0.480),
-    "wheat": (0.075, 0.115, 0.150, 0.290),
-    "rape": (0.060, 0.150, 0.130, 0.400),
-    "stubble": (0.105, 0.140, 0.185, 0.260),
-    "soil": (0.080, 0.105, 0.138, 0.190),
-    "dark soil": (0.055, 0.072, 0.092, 0.130),
-    "track": (0.130, 0.160, 0.195, 0.250),
-    "asphalt": (0.090, 0.096, 0.102, 0.125),
-    "tiles": (0.070, 0.085, 0.165, 0.215),
-    "slate": (0.105, 0.110, 0.118, 0.135),
-    "metal": (0.300, 0.310, 0.320, 0.335),
-    "garden": (0.040, 0.068, 0.052, 0.300),
-    "gravel": (0.155, 0.175, 0.195, 0.230),
-}
-"""Reflectance of each surface in the four bands; typical values of atmospherically corrected summer scenes."""
-
 CROPS = ("meadow", "maize", "beet", "wheat", "rape", "stubble", "soil", "dark soil", "meadow", "wheat")
 """What a field may carry; twice = twice as often."""
-
-SUN = (-0.55, 0.45, 0.70)
-"""Direction to the sun (row, column, up), about unit length."""
 
 
 def landscape(seed: int = 11) -> Sample:
@@ -83,13 +55,13 @@ def landscape(seed: int = 11) -> Sample:
     fine = _grid(SIZE, TRUTH_M)
     coarse = _grid(SIZE // 2, 2 * TRUTH_M)
     profile = Profile("mtf", 0.3)
-    degraded = Degradation.between(coarse, fine, (profile, profile)).forward(truth)
+    degraded = Degradation.between(coarse, fine, (profile, profile)).forward(truth.astype(np.float32))
     measured = _quantised(degraded + rng.normal(scale=NOISE_DN, size=degraded.shape))
     return Sample(ArraySource(measured, _header(coarse)), ArraySource(truth, _header(fine)))
 
 
 def _quantised(values: NDArray[np.floating]) -> NDArray[np.uint16]:
-    return np.clip(np.rint(values), 1, 65535).astype(np.uint16)
+    return np.asarray(np.clip(np.rint(values), 1, 65535), np.uint16)
 
 
 def _grid(size: int, spacing_m: float) -> Grid:
@@ -112,36 +84,18 @@ def _header(grid: Grid) -> Header:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Canvas:
-    """Four bands (4, n, n) of reflectance, drawn over in place; row, column: open coordinates [m]."""
-
-    bands: Field
-    row: Field
-    column: Field
-
-    def paint(self, surface: str, share: Field, gain: Field | float = 1.0) -> None:
-        """Draw one surface with opacity `share` and brightness `gain`."""
-        for band, value in zip(self.bands, SPECTRA[surface], strict=True):
-            band[...] = blended(band, np.float32(value) * np.asarray(gain, np.float32), share)
-
-    def shade(self, gain: Field) -> None:
-        """Multiply all bands."""
-        self.bands[...] *= gain
-
-
 def _scene(rng: np.random.Generator) -> Field:
     """Reflectance (4, SIZE, SIZE)."""
     n = int(SIZE * TRUTH_M / DRAWN_M)
     metres = (np.arange(n, dtype=np.float32) + np.float32(0.5)) * np.float32(DRAWN_M)
-    canvas = _Canvas(np.empty((4, n, n), np.float32), metres[:, None], metres[None, :])
+    canvas = Canvas(np.empty((4, n, n), np.float32), metres[:, None], metres[None, :])
     height = fractal((n, n), 1400.0, 2.1, rng)
     _draw_fields(canvas, rng)
     towns = rng.uniform(450, n * DRAWN_M - 450, size=(9, 2))
     wood = _draw_woods(canvas, height, towns, rng)
     stream = _river(n, rng)
     _draw_tracks(canvas, rng)
-    _draw_towns(canvas, towns, stream, rng)
+    draw_towns(canvas, towns, stream, rng)
     _draw_water(canvas, stream, height, rng)
     _draw_roads(canvas, towns, rng)
     canvas.shade(_relief(height, wood))
@@ -158,20 +112,7 @@ def _relief(height: Field, wood: Field) -> Field:
     return np.asarray(np.clip(1 + (lit - 1) * (0.8 + 0.3 * wood), 0.35, 1.6), np.float32)
 
 
-def _hashed(*keys: NDArray[np.int64] | int) -> NDArray[np.float64]:
-    """A number in 0..1 that depends on whole numbers and on nothing else."""
-    state = np.uint64(0x9E3779B97F4A7C15)
-    result = np.zeros(np.broadcast_shapes(*(np.shape(k) for k in keys)), np.uint64)
-    with np.errstate(over="ignore"):
-        for key in keys:
-            result = (result ^ np.asarray(key).astype(np.uint64)) * state
-            result ^= result >> np.uint64(29)
-            result *= np.uint64(0xBF58476D1CE4E5B9)
-            result ^= result >> np.uint64(32)
-    return np.asarray((result >> np.uint64(11)).astype(np.float64) / 2.0**53)
-
-
-def _parishes(canvas: _Canvas, rng: np.random.Generator, count: int = 26) -> tuple[NDArray[np.int64], Field]:
+def _parishes(canvas: Canvas, rng: np.random.Generator, count: int = 26) -> tuple[NDArray[np.int64], Field]:
     """(number of the nearest of some seeds, distance to the border between two) on wavy coordinates."""
     n = canvas.bands.shape[1]
     wavy = [60.0 * band_limited((n, n), 260.0, rng) for _ in range(2)]
@@ -188,7 +129,7 @@ def _parishes(canvas: _Canvas, rng: np.random.Generator, count: int = 26) -> tup
     return owner, np.asarray((second - best) / 2, np.float32)
 
 
-def _draw_fields(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _draw_fields(canvas: Canvas, rng: np.random.Generator) -> None:
     """Parcels of every parish: strips of its own direction and width, cut at their own lengths."""
     owner, border = _parishes(canvas, rng)
     n = owner.shape[0]
@@ -204,11 +145,11 @@ def _draw_fields(canvas: _Canvas, rng: np.random.Generator) -> None:
         v = column[inside] * np.cos(angle) - row[inside] * np.sin(angle)
         u = u + 12 * np.sin(v / rng.uniform(180, 500))
         values, edge = _parcels(u, v, number, width, length, patches[inside], moist[inside])
-        canvas.bands[(slice(None), *inside)] = values
+        canvas.bands[:, inside[0], inside[1]] = values
         hedge = (edge < rng.uniform(1.5, 4.0)) & (patches[inside] > rng.uniform(-0.6, 1.0))
         at = tuple(i[hedge] for i in inside)
         gain = 1 + 0.25 * patches[at][None]
-        canvas.bands[(slice(None), *at)] = np.array(SPECTRA["wood"], np.float32)[:, None] * gain
+        canvas.bands[:, at[0], at[1]] = np.array(SPECTRA["wood"], np.float32)[:, None] * gain
     canvas.paint("track", coverage(np.float32(2.4) - border, DRAWN_M), 1.0)
 
 
@@ -223,18 +164,18 @@ def _parcels(
 ) -> tuple[Field, Field]:
     """(reflectance (4, k), distance to the parcel's edge (k,) [m]) of samples k at (u, v) [m] in one parish."""
     strip, across = _cut(u, width, parish)
-    parcel, along_m = _cut(v + 400 * _hashed(strip, parish), length * (0.6 + 0.9 * _hashed(strip, parish, 1)), strip)
+    parcel, along_m = _cut(v + 400 * hashed(strip, parish), length * (0.6 + 0.9 * hashed(strip, parish, 1)), strip)
     key = (strip, parcel, parish)
-    crop = (_hashed(*key) * len(CROPS)).astype(int)
+    crop = (hashed(*key) * len(CROPS)).astype(int)
     table = np.array([SPECTRA[name] for name in CROPS], np.float32)
-    vigour = 0.85 + 0.3 * _hashed(*key, 2)
-    lengthwise = _hashed(*key, 3) < 0.8
-    period = 6.0 + 12.0 * _hashed(*key, 4) ** 2
+    vigour = 0.85 + 0.3 * hashed(*key, 2)
+    lengthwise = hashed(*key, 3) < 0.8
+    period = 6.0 + 12.0 * hashed(*key, 4) ** 2
     position = np.where(lengthwise, u, v)
-    rows = np.sin(2 * np.pi * position / period + 6.28 * _hashed(*key, 5)) * (0.02 + 0.13 * _hashed(*key, 6) ** 2)
-    tram = 18.0 + 18.0 * _hashed(*key, 7)
-    tramline = np.clip(1.6 - np.abs((position / tram) % 1 - 0.5) * tram, 0, 1) * (0.22 * _hashed(*key, 8))
-    uneven = patches * (0.02 + 0.09 * _hashed(*key, 9)) - 0.10 * np.clip(moist, 0, 2) * _hashed(*key, 10)
+    rows = np.sin(2 * np.pi * position / period + 6.28 * hashed(*key, 5)) * (0.02 + 0.13 * hashed(*key, 6) ** 2)
+    tram = 18.0 + 18.0 * hashed(*key, 7)
+    tramline = np.clip(1.6 - np.abs((position / tram) % 1 - 0.5) * tram, 0, 1) * (0.22 * hashed(*key, 8))
+    uneven = patches * (0.02 + 0.09 * hashed(*key, 9)) - 0.10 * np.clip(moist, 0, 2) * hashed(*key, 10)
     gain = vigour * (1 + rows - tramline + uneven)
     values = table[crop].T * gain
     values[3] *= 1 + 0.5 * (vigour - 1) - rows  # rows of green on soil: the infrared goes the other way
@@ -248,16 +189,16 @@ def _cut(
     t = np.asarray(position, np.float64) / step
     base = np.floor(t).astype(np.int64)
     jitter = 0.35
-    lower = base + jitter * (2 * _hashed(base + 5000, salt) - 1)
+    lower = base + jitter * (2 * hashed(base + 5000, salt) - 1)
     number = base - (t < lower)
-    upper_edge = number + 1 + jitter * (2 * _hashed(number + 5001, salt) - 1)
-    lower_edge = number + jitter * (2 * _hashed(number + 5000, salt) - 1)
+    upper_edge = number + 1 + jitter * (2 * hashed(number + 5001, salt) - 1)
+    lower_edge = number + jitter * (2 * hashed(number + 5000, salt) - 1)
     number = number + (t >= upper_edge)
     near = np.minimum(np.abs(t - lower_edge), np.abs(upper_edge - t)) * step
     return number + 10_000, np.asarray(near)
 
 
-def _draw_woods(canvas: _Canvas, height: Field, towns: NDArray[np.float64], rng: np.random.Generator) -> Field:
+def _draw_woods(canvas: Canvas, height: Field, towns: NDArray[np.float64], rng: np.random.Generator) -> Field:
     """Woods on the hills and in patches; crowns of 6 to 12 m, lit on one side. Returns their share (n, n)."""
     n = height.shape[0]
     shape = 0.8 * height + 0.9 * band_limited((n, n), 210.0, rng, octaves=0.7) + 0.12 * fractal((n, n), 60.0, 1.0, rng)
@@ -269,7 +210,7 @@ def _draw_woods(canvas: _Canvas, height: Field, towns: NDArray[np.float64], rng:
     distance = (shape - np.float32(0.95)) / np.maximum(slope, np.float32(2e-3))
     share = coverage(distance, 2 * DRAWN_M)
     kind = coverage(band_limited((n, n), 130.0, rng) * 12, DRAWN_M)
-    crown = _crowns(n, 8.5, rng)
+    crown = crowns(n, 8.5, rng)
     shadow = coverage(ndimage.shift(distance, (3, -3), order=1, mode="nearest"), 2 * DRAWN_M) * (1 - share)
     canvas.shade(1 - np.float32(0.45) * shadow)
     canvas.paint("wood", share, crown)
@@ -277,39 +218,6 @@ def _draw_woods(canvas: _Canvas, height: Field, towns: NDArray[np.float64], rng:
     paths = coverage(np.float32(2.5) - np.abs(band_limited((n, n), 190.0, rng)) * 90, DRAWN_M)
     canvas.paint("track", share * paths * 0.7, 0.8)
     return np.asarray(share)
-
-
-def _crowns(n: int, cell_m: float, rng: np.random.Generator) -> Field:
-    """Brightness (n, n) of tree crowns: domes around one point a cell, lit from the sun's side."""
-    cells = int(np.ceil(n * DRAWN_M / cell_m)) + 2
-    offset = rng.uniform(0.1, 0.9, size=(2, cells, cells)).astype(np.float32)
-    vigour = rng.uniform(0.75, 1.3, size=(cells, cells)).astype(np.float32)
-    metres = (np.arange(n, dtype=np.float32) + np.float32(0.5)) * np.float32(DRAWN_M / cell_m) + 1
-    base = metres.astype(int)
-    best: Field = np.full((n, n), np.inf, np.float32)
-    light: Field = np.zeros((n, n), np.float32)
-    for dr in (-1, 0, 1):
-        for dc in (-1, 0, 1):
-            index = np.ix_(np.clip(base + dr, 0, cells - 1), np.clip(base + dc, 0, cells - 1))
-            down = metres[:, None] - (base[:, None] + dr + offset[0][index])
-            right = metres[None, :] - (base[None, :] + dc + offset[1][index])
-            square = down * down + right * right
-            closer = square < best
-            dome = vigour[index] * (1.12 - 0.8 * square + 0.55 * (SUN[0] * down + SUN[1] * right))
-            light = np.where(closer, dome, light)
-            best = np.minimum(best, square)
-    return np.clip(light, 0.25, 1.7)
-
-
-def _polyline(points: NDArray[np.float64], n: int) -> Field:
-    """Distance [m] (n, n) to a chain of points (k, 2: row, column [m]) that lie closer than a sample."""
-    mask = np.ones((n, n), bool)
-    index = np.rint(points / DRAWN_M - 0.5).astype(int)
-    index = index[((index >= 0) & (index < n)).all(axis=1)]
-    mask[tuple(index.T)] = False
-    if mask.all():
-        return np.full((n, n), np.float32(n * DRAWN_M))
-    return np.asarray(ndimage.distance_transform_edt(mask), np.float32) * np.float32(DRAWN_M)
 
 
 def _river(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -323,20 +231,20 @@ def _river(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return ndimage.gaussian_filter1d(line, 6.0, axis=0)
 
 
-def _draw_water(canvas: _Canvas, stream: NDArray[np.float64], height: Field, rng: np.random.Generator) -> None:
+def _draw_water(canvas: Canvas, stream: NDArray[np.float64], height: Field, rng: np.random.Generator) -> None:
     """The river with sand bars and trees on its banks, two brooks and some ponds."""
     n = height.shape[0]
-    distance = _polyline(stream, n) + 3.5 * band_limited((n, n), 24.0, rng)
+    distance = distance_to(stream, n) + 3.5 * band_limited((n, n), 24.0, rng)
     half = np.float32(17.0) + 5.0 * band_limited((n, n), 120.0, rng)
     trees = band_limited((n, n), 30.0, rng)
     bank = coverage(half + 16 + 6 * trees - distance, DRAWN_M) * coverage(trees * 10, DRAWN_M)
-    canvas.paint("wood", bank, _crowns(n, 8.0, rng))
+    canvas.paint("wood", bank, crowns(n, 8.0, rng))
     canvas.paint("gravel", coverage(half + 5.0 * band_limited((n, n), 50.0, rng) - distance, DRAWN_M), 1.0)
     water = 1 + 0.06 * band_limited((n, n), 90.0, rng, octaves=1.0)
     canvas.paint("water", coverage(half - distance, DRAWN_M), water)
     brooks = _brooks(n, rng)
     for brook in brooks:
-        near = _polyline(brook, n)
+        near = distance_to(brook, n)
         canvas.paint(
             "wood", coverage(9 + 5 * trees - near, DRAWN_M) * coverage(trees * 8 + 2, DRAWN_M), 1 + 0.2 * trees
         )
@@ -358,7 +266,7 @@ def _brooks(n: int, rng: np.random.Generator) -> list[NDArray[np.float64]]:
     return lines
 
 
-def _draw_tracks(canvas: _Canvas, rng: np.random.Generator, count: int = 26) -> None:
+def _draw_tracks(canvas: Canvas, rng: np.random.Generator, count: int = 26) -> None:
     """Farm tracks and lanes: pale lines of 3 to 5 m, in one pass per width."""
     n = canvas.bands.shape[1]
     extent = n * DRAWN_M
@@ -366,124 +274,24 @@ def _draw_tracks(canvas: _Canvas, rng: np.random.Generator, count: int = 26) -> 
         lines = []
         for _ in range(count // 2):
             a, b = rng.uniform(0, extent, size=(2, 2))
-            lines.append(_bent(a, a + (b - a) * rng.uniform(0.25, 0.6), 0.08, rng))
-        canvas.paint("track", coverage(np.float32(half) - _polyline(np.concatenate(lines), n), DRAWN_M) * 0.85, 0.9)
+            lines.append(bent(a, a + (b - a) * rng.uniform(0.25, 0.6), 0.08, rng))
+        canvas.paint("track", coverage(np.float32(half) - distance_to(np.concatenate(lines), n), DRAWN_M) * 0.85, 0.9)
 
 
-def _bent(a: NDArray[np.float64], b: NDArray[np.float64], bend: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A smooth line (k, 2) [m] from a to b, about one point a metre."""
-    length = float(np.linalg.norm(b - a))
-    t = np.linspace(0, 1, int(length) + 2)[:, None]
-    across = np.array([-(b - a)[1], (b - a)[0]])
-    sway = sum(rng.normal() / k * np.sin(np.pi * k * t) for k in (1, 2, 3, 4))
-    return np.asarray(a + t * (b - a) + bend * sway * across)
-
-
-def _draw_roads(canvas: _Canvas, towns: NDArray[np.float64], rng: np.random.Generator) -> None:
+def _draw_roads(canvas: Canvas, towns: NDArray[np.float64], rng: np.random.Generator) -> None:
     """Country roads between neighbouring settlements, and a motorway with two carriageways across all."""
     n = canvas.bands.shape[1]
     extent = n * DRAWN_M
     lines = []
     for i, a in enumerate(towns):
         order = np.argsort(np.linalg.norm(towns - a, axis=1))
-        lines += [_bent(a, towns[j], 0.06, rng) for j in order[1:3] if j > i or rng.uniform() < 0.3]
-    near = _polyline(np.concatenate(lines), n)
+        lines += [bent(a, towns[j], 0.06, rng) for j in order[1:3] if j > i or rng.uniform() < 0.3]
+    near = distance_to(np.concatenate(lines), n)
     verge = 1 + 0.3 * band_limited((n, n), 25.0, rng)
     canvas.paint("meadow", coverage(np.float32(7.0) - near, DRAWN_M), verge)
     canvas.paint("asphalt", coverage(np.float32(3.6) - near, DRAWN_M), 1.0)
-    motorway = _bent(np.array([extent * 0.98, -20.0]), np.array([-20.0, extent * 0.83]), 0.05, rng)
-    near = _polyline(motorway, n)
+    motorway = bent(np.array([extent * 0.98, -20.0]), np.array([-20.0, extent * 0.83]), 0.05, rng)
+    near = distance_to(motorway, n)
     canvas.paint("meadow", coverage(np.float32(21.0) - near, DRAWN_M), verge)
     for half, surface in ((14.0, "asphalt"), (2.2, "meadow")):
         canvas.paint(surface, coverage(np.float32(half) - near, DRAWN_M), 1.05)
-
-
-def _draw_towns(
-    canvas: _Canvas, towns: NDArray[np.float64], stream: NDArray[np.float64], rng: np.random.Generator
-) -> None:
-    """Villages: gardens, bent streets, houses along them with shadows, a few halls and farms."""
-    n = canvas.bands.shape[1]
-    gardens, outline = fractal((n, n), 40.0, 1.0, rng), band_limited((n, n), 70.0, rng)
-    for r, c in towns:
-        size, angle = rng.uniform(130, 330), rng.uniform(0, np.pi)
-        ground = np.float32(size * 1.1) - np.hypot(canvas.row - r, canvas.column - c) + 40 * outline + 10 * gardens
-        canvas.paint("garden", coverage(ground, 4 * DRAWN_M) * 0.85, 1 + 0.3 * gardens)
-        streets = []
-        for k in range(int(size / 15)):
-            middle = np.array([r, c]) + rng.normal(scale=size * 0.45, size=2)
-            heading = angle + (np.pi / 2 if k % 2 else 0.0) + rng.normal(scale=0.12)
-            reach = rng.uniform(0.5, 1.1) * size * np.array([np.sin(heading), np.cos(heading)])
-            streets.append(_bent(middle - reach / 2, middle + reach / 2, 0.07, rng))
-        for street in streets:
-            _draw_houses(canvas, street, stream, rng)
-        _draw_street(canvas, np.concatenate(streets))
-
-
-def _draw_street(canvas: _Canvas, points: NDArray[np.float64]) -> None:
-    """Streets of 6 m: distance taken in their window only."""
-    n = canvas.bands.shape[1]
-    low = np.clip((points.min(0) / DRAWN_M).astype(int) - 6, 0, n)
-    high = np.clip((points.max(0) / DRAWN_M).astype(int) + 7, 0, n)
-    window = (slice(low[0], high[0]), slice(low[1], high[1]))
-    size = int(max(high - low))
-    near = _polyline(points - low * DRAWN_M, size)[: high[0] - low[0], : high[1] - low[1]]
-    part = _Canvas(canvas.bands[(slice(None), *window)], canvas.row[window[0]], canvas.column[:, window[1]])
-    part.paint("asphalt", coverage(np.float32(3.0) - near, DRAWN_M), 1.0)
-
-
-def _draw_houses(
-    canvas: _Canvas, street: NDArray[np.float64], stream: NDArray[np.float64], rng: np.random.Generator
-) -> None:
-    step = np.gradient(street, axis=0)
-    heading = np.arctan2(step[:, 0], step[:, 1])
-    at = int(rng.uniform(5, 20))
-    while at < len(street):
-        for side in (-1.0, 1.0):
-            if rng.uniform() < 0.2:
-                continue
-            large = rng.uniform() < 0.07
-            length = rng.uniform(25, 60) if large else rng.uniform(9, 18)
-            width = rng.uniform(14, 28) if large else rng.uniform(7, 11)
-            away = side * (5 + width / 2 + rng.uniform(1, 7))
-            across = np.array([np.cos(heading[at]), -np.sin(heading[at])])
-            middle = street[at] + away * across
-            if np.min(np.abs(stream - middle).sum(axis=1)) > 70:
-                roof = rng.choice(["metal", "slate"]) if large else rng.choice(["tiles", "tiles", "tiles", "slate"])
-                turn = heading[at] + rng.normal(scale=0.06) + (np.pi / 2 if rng.uniform() < 0.35 else 0)
-                _draw_house(canvas, middle, (length, width), turn, str(roof), rng)
-        at += int(rng.uniform(16, 34))
-
-
-def _draw_house(
-    canvas: _Canvas,
-    middle: NDArray[np.float64],
-    size_m: tuple[float, float],
-    angle: float,
-    roof: str,
-    rng: np.random.Generator,
-) -> None:
-    """A gabled roof with a lit and a dark side, and its shadow."""
-    n = canvas.bands.shape[1]
-    reach = max(size_m) * 0.75 + 12
-    low = np.clip(((middle - reach) / DRAWN_M).astype(int), 0, n)
-    high = np.clip(((middle + reach) / DRAWN_M).astype(int), 0, n)
-    if (high - low < 3).any():
-        return
-    window = (slice(low[0], high[0]), slice(low[1], high[1]))
-    part = _Canvas(canvas.bands[(slice(None), *window)], canvas.row[window[0]], canvas.column[:, window[1]])
-    inside, across = _rectangle(part, middle, size_m, angle)
-    shadow, _ = _rectangle(part, middle - 4.0 * np.array(SUN[:2]), size_m, angle)
-    part.shade(1 - np.float32(0.55) * coverage(shadow, DRAWN_M))
-    side = np.sign(across) * np.sign(SUN[0] * np.cos(angle) - SUN[1] * np.sin(angle))
-    part.paint(roof, coverage(inside, DRAWN_M), rng.uniform(0.8, 1.2) * (1 + 0.22 * side))
-
-
-def _rectangle(
-    canvas: _Canvas, middle: NDArray[np.float64], size_m: tuple[float, float], angle: float
-) -> tuple[Field, Field]:
-    """(signed distance to the outline, distance across the ridge) [m]."""
-    down, right = canvas.row - np.float32(middle[0]), canvas.column - np.float32(middle[1])
-    along_m = right * np.float32(np.cos(angle)) + down * np.float32(np.sin(angle))
-    across = down * np.float32(np.cos(angle)) - right * np.float32(np.sin(angle))
-    inside = np.minimum(size_m[0] / 2 - np.abs(along_m), size_m[1] / 2 - np.abs(across))
-    return np.asarray(inside, np.float32), np.asarray(across, np.float32)

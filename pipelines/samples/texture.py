@@ -35,13 +35,13 @@ def _frequency(shape: tuple[int, ...]) -> Field:
     return np.asarray(np.sqrt(square), np.float32)
 
 
-def _shaped(shape: tuple[int, ...], amplitude: Field, rng: np.random.Generator) -> Field:
+def _shaped(shape: tuple[int, ...], amplitude: NDArray[np.floating], rng: np.random.Generator) -> Field:
     """White noise whose spectrum is multiplied by `amplitude`; then mean 0, variance 1."""
     spectrum = fft.rfftn(rng.standard_normal(shape, np.float32))
-    spectrum *= amplitude
+    spectrum *= np.asarray(amplitude, np.float32)
     spectrum.flat[0] = 0.0
     result = np.asarray(fft.irfftn(spectrum, s=shape), np.float32)
-    return result / result.std()
+    return np.asarray(result / result.std(), np.float32)
 
 
 def refined(field: Field) -> Field:
@@ -71,9 +71,9 @@ def block_mean(image: Field, factor: int) -> Field:
     return np.asarray(image, np.float32)
 
 
-def blended(under: Field, over: Field | float, share: Field) -> Field:
+def blended(under: Field, over: NDArray[np.floating] | float, share: NDArray[np.floating]) -> Field:
     """`over` drawn on `under` with opacity `share` in 0..1."""
-    result = np.subtract(over, under, dtype=np.float32)
+    result = np.asarray(np.subtract(over, under, dtype=np.float32))
     result *= share
     result += under
     return result

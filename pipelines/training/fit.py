@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,17 @@ class TrainingConfig:
         if data["kind"] not in MAKERS:
             raise UsageError(what=f"{path.name} trains on '{data['kind']}'", fix=f"choose one of {', '.join(MAKERS)}")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        settings = cls(**values)
+        try:
+            _ = settings.options
+        except TypeError as error:
+            raise UsageError(what=f"{path.name} describes an unknown network", why=str(error)) from error
+        return settings
+
+    @property
+    def options(self) -> LatticeOptions:
+        """Shape of the network."""
+        return LatticeOptions.of(self.network)
 
     def scenes(self, data: Path) -> list[Scene]:
         """The training scenes in memory."""
@@ -99,7 +110,7 @@ class Pairs(IterableDataset[list[Pair]]):
 
     def __iter__(self) -> Iterator[list[Pair]]:
         c = self.config
-        make, options = MAKERS[c.kind], LatticeOptions.of(c.network)
+        make, options = MAKERS[c.kind], c.options
         for step in range(self.first, c.steps):
             numbers = range(step * c.batch, (step + 1) * c.batch)
             yield [make(generator(c.seed, n), self.scenes, options, c.extent) for n in numbers]
@@ -120,8 +131,8 @@ class Training(lightning.LightningModule):  # type: ignore[misc]  # Lightning is
     def __init__(self, config: TrainingConfig, scenes: list[Scene]) -> None:
         super().__init__()
         self.config, self.scenes = config, scenes
-        self.net = LatticeNet(LatticeOptions.of(config.network), mixed=config.mixed)
-        self.averaged = LatticeNet(LatticeOptions.of(config.network))
+        self.net = LatticeNet(config.options, mixed=config.mixed)
+        self.averaged = LatticeNet(config.options)
         self.averaged.load_state_dict(self.net.state_dict())
         self.averaged.requires_grad_(False)
         self.seconds = 0.0  # of training so far, over all runs
@@ -179,12 +190,20 @@ def _charbonnier(error: Tensor) -> Tensor:
 
 
 def train(
-    config: Path, data: Path, out: Path | None = None, resume: bool = False, runs: Path | None = None
+    config: Path,
+    data: Path,
+    out: Path | None = None,
+    resume: bool = False,
+    *,
+    runs: Path | None = None,
+    stop_after: int | None = None,
 ) -> ModelCard:
     """Train what a YAML describes and write its bundle.
 
     data: the folder that TRUESCALE_DATA names; out: folder of the bundle (default: configs/models); resume: go on from
-    the last checkpoint; runs: folder of logs and checkpoints (default: runs). Raises UsageError, InputError.
+    the last checkpoint; runs: folder of logs and checkpoints (default: runs); stop_after: steps in all after which to
+    stop early, to be resumed. The same config and data give the same weights, resumed or not. Raises UsageError,
+    InputError.
     """
     settings = TrainingConfig.read(config)
     folder = (runs or Path("runs")) / f"{settings.name}-{settings.version}"
@@ -198,7 +217,7 @@ def train(
     )
     trainer = lightning.Trainer(
         accelerator="cpu",
-        max_steps=settings.steps,
+        max_steps=min(settings.steps, stop_after or settings.steps),
         max_epochs=-1,
         gradient_clip_val=settings.clip,
         deterministic=True,
@@ -208,7 +227,10 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=True if resume else None)
+    with warnings.catch_warnings():
+        # Lightning's use of torch, and its advice on workers: here a pair is a pure function of its number
+        warnings.simplefilter("ignore")
+        trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=True if resume else None)
     trainer.save_checkpoint(last)
     return write_bundle(last, settings, out or CONFIGS / "models")
 
@@ -218,7 +240,7 @@ def write_bundle(checkpoint: Path, config: TrainingConfig, out: Path) -> ModelCa
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     prefix = "averaged."
     weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
-    options = LatticeOptions.of(config.network)
+    options = config.options
     net = LatticeNet(options)
     net.load_state_dict(weights)
     first: nn.Parameter = net.first.conv.weight

@@ -171,7 +171,7 @@ class SourceContract:
 class FailingSource:
     """A product whose samples end with an error after `good` reads: what a full disk or a signal leaves behind."""
 
-    def __init__(self, inner: Source, error: BaseException, good: int = 1) -> None:
+    def __init__(self, inner: Source, error: BaseException, good: int = 0) -> None:
         self._inner, self._error, self._left = inner, error, good
 
     def __getattr__(self, name: str) -> object:

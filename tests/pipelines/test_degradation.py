@@ -51,8 +51,8 @@ def test_a_constant_stays_constant_up_to_the_edge(place: Placement, name: str) -
 @given(places(low=16).filter(lambda p: p.scale >= 2), st.sampled_from(["slice:1", "mtf:0.3", "gaussian:1.2"]))
 def test_a_ramp_is_sampled_at_the_coarse_centres(place: Placement, name: str) -> None:
     degraded = _matrix(place, name) @ np.arange(place.fine)
-    # narrower profiles alias between fine samples: their first moment is only close to the centre
-    assert np.abs(degraded - place.centres())[5:-5].max() <= 1e-6
+    # between lattice points the cut at 4 sigma is lopsided, and narrower profiles alias: close, not equal
+    assert np.abs(degraded - place.centres())[5:-5].max() <= 1e-4
 
 
 @given(places(), PROFILES)

@@ -1,4 +1,4 @@
-"""Small GeoTIFFs for the tests, and the product of one by replication: the truth of everything but the pixels' values."""
+"""Small GeoTIFFs for the tests, and the product of one by replication."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def pixels(count: int = 1, rows: int = 24, columns: int = 31, dtype: str = "uint
     return rng.integers(10, 100 if np.dtype(dtype).itemsize == 1 else 9000, (count, rows, columns)).astype(dtype)
 
 
-def write_tif(path: Path, data: NDArray[Any], *, after: Any = None, **profile: Any) -> Path:
-    """A GeoTIFF of `data` (count, rows, columns); `after(dataset)` adds what the profile cannot."""
+def write_tif(path: Path, data: NDArray[Any], *, before: Any = None, after: Any = None, **profile: Any) -> Path:
+    """A GeoTIFF of `data` (count, rows, columns); `before` and `after(dataset)` add what the profile cannot."""
     settings: dict[str, Any] = {"transform": NORTH_UP, "crs": UTM, "photometric": "MINISBLACK", "alpha": "NO"} | profile
     settings = {k: v for k, v in settings.items() if v is not None}
     with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
@@ -57,6 +57,8 @@ def write_tif(path: Path, data: NDArray[Any], *, after: Any = None, **profile: A
             dtype=data.dtype.name,
             **settings,
         ) as dataset:
+            if before is not None:
+                before(dataset)
             dataset.write(data)
             if after is not None:
                 after(dataset)

@@ -36,7 +36,7 @@ def write_nifti(
     header.set_data_shape(array.shape)
     header.set_qform(affine, codes[1])
     header.set_sform(affine, codes[0])
-    header["magic"], header["vox_offset"] = (b"n+1", 352) if version == 1 else (b"n+2\0\r\n\x1a\n", 544)
+    header["magic"], header["vox_offset"] = (b"n+1", 352) if version == 1 else (b"n+2", 544)
     if units is not None:
         header.set_xyzt_units(units)
     if scaling is not None:

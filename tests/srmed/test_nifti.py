@@ -107,7 +107,7 @@ def test_a_slope_of_zero_or_nan_means_none(tmp_path: Path, slope: float) -> None
         np.testing.assert_array_equal(whole(source)[0], samples().T)
 
 
-@pytest.mark.parametrize("dtype", "u1 i1 u2 i2 u4 i4 f4 f8 >i2 >f4 >u4".split())
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", ">i2", ">f4", ">u4"])
 def test_every_stored_type_and_byte_order_is_read(tmp_path: Path, dtype: str) -> None:
     array = (samples() % 100).astype(dtype)
     with open_nifti(write_nifti(tmp_path / "a.nii.gz", array)) as source:
@@ -172,7 +172,15 @@ def test_maps_named_as_such_are_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["sub-1_dseg", "sub-1_desc-brain_mask", "brain_seg", "spine_labels", "aseg", "aparc+aseg", "sub-1_space-T1w_probseg"],
+    [
+        "sub-1_dseg",
+        "sub-1_desc-brain_mask",
+        "brain_seg",
+        "spine_labels",
+        "aseg",
+        "aparc+aseg",
+        "sub-1_space-T1w_probseg",
+    ],
 )
 def test_label_maps_are_classes_by_name(tmp_path: Path, name: str) -> None:
     with open_nifti(write_nifti(tmp_path / f"{name}.nii.gz")) as source:
@@ -238,8 +246,7 @@ def test_a_flipped_byte_in_a_compressed_file_is_found(tmp_path: Path, place: flo
     content[int(len(content) * place)] ^= 0x10
     path.write_bytes(content)
     with pytest.raises(InputError), open_nifti(path) as source:
-        for box in source.blocks(5000):
-            source.read(box)
+        list(map(source.read, source.blocks(5000)))
 
 
 def test_a_compressed_file_with_fewer_samples_than_announced_is_refused(tmp_path: Path) -> None:
@@ -394,7 +401,9 @@ def test_a_thickness_that_was_told_wins(tmp_path: Path) -> None:
         assert str(source.header.channels[0].profiles[0]) == "slice:3"
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"SliceThickness": "thick"}', '{"SliceThickness": -1}', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '"text"', '{"SliceThickness": "thick"}', '{"SliceThickness": -1}', "\xff"]
+)
 def test_a_bad_sidecar_is_a_problem_and_not_a_crash(tmp_path: Path, content: str) -> None:
     with open_nifti(sidecar(write_nifti(tmp_path / "a.nii"), content)) as source:
         assert any("sidecar" in line and "ignored" in line for line in source.header.problems)
@@ -455,7 +464,9 @@ def test_a_3d_acquisition_and_its_interpolation_are_told(tmp_path: Path) -> None
 
 
 def test_free_text_of_the_header_goes_nowhere(tmp_path: Path) -> None:
-    path = write_nifti(tmp_path / "a.nii", descrip=b"Canary", aux_file=b"Canary", db_name=b"Canary", intent_name=b"Canary")
+    path = write_nifti(
+        tmp_path / "a.nii", descrip=b"Canary", aux_file=b"Canary", db_name=b"Canary", intent_name=b"Canary"
+    )
     with open_nifti(sidecar(path, {"PatientName": "Canary", "SeriesDescription": "Canary"})) as source:
         assert "Canary" not in repr(source.header)
 
