@@ -82,11 +82,12 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """Scale per axis, exact: coarse spacing over fine spacing, each >= 1."""
+    """Scale per axis, exact: coarse spacing over fine spacing, each >= 1. Whole numbers become fractions."""
 
     axes: tuple[Fraction, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(Fraction(f) for f in self.axes))
         if any(f < 1 for f in self.axes):
             raise GeometryError(
                 what=f"a scale of {self} makes an axis coarser",

@@ -23,7 +23,7 @@ from pipelines.image import Channel, Fact, Header, slabs
 from srmed.acquisition import Stated, acquisition
 from srmed.geometry import anatomical_axes, grid_from_slices
 from srmed.series import Stack, read_stack
-from srmed.slice_header import UNREADABLE, Slice, quiet
+from srmed.slice_header import DamagedFile, Slice, reading
 
 CACHE_BYTES = 64 << 20
 """Decoded slices kept between reads."""
@@ -88,7 +88,7 @@ class DicomSource:
             return self._cache[z]
         try:
             values = _decode(self._slices[z])
-        except UNREADABLE as error:
+        except DamagedFile as error:
             raise InputError(
                 what=f"slice {z} of {len(self._slices)} cannot be decoded: its pixel data is damaged or cut short",
                 fix="copy the series again",
@@ -112,17 +112,17 @@ class DicomSource:
 
 
 def _decode(s: Slice) -> NDArray[np.float32]:
-    """Values (rows, columns) of one file; NaN where it is padded. Raises one of UNREADABLE if damaged."""
+    """Values (rows, columns) of one file; NaN where it is padded. Raises DamagedFile."""
     import pydicom
     from pydicom.uid import UID
 
-    with quiet():
+    with reading():
         ds = pydicom.dcmread(s.path, force=True)
         if "TransferSyntaxUID" not in ds.file_meta:
             ds.file_meta.TransferSyntaxUID = UID(s.syntax)
         stored = np.asarray(ds.pixel_array)
-    if stored.shape != s.shape:
-        raise ValueError("the pixel data has another shape than the header says")
+        if stored.shape != s.shape:
+            raise ValueError("the pixel data has another shape than the header says")
     if (s.slope, s.intercept) == (1.0, 0.0):
         values = stored.astype(np.float32)
     else:
@@ -138,19 +138,27 @@ def _refuse_undecodable(stack: Stack) -> None:
     from pydicom.uid import UID
 
     for syntax, bits in sorted({(s.syntax, s.bits_stored) for s in stack.slices}):
-        uid = UID(syntax)
+        name = syntax_name(syntax)
         try:
-            decoder = get_decoder(uid)
-        except NotImplementedError as error:
-            raise InputError(what=f"the pixels are stored as {uid.name}, which has no decoder") from error
+            with reading():
+                decoder = get_decoder(UID(syntax))
+        except DamagedFile as error:
+            raise InputError(what=f"the pixels are stored as {name}, which has no decoder") from error
         twelve_bit = syntax == JPEG_EXTENDED and bits > 8
         if decoder.is_available and not (twelve_bit and "pylibjpeg" not in decoder.available_plugins):
             continue
         package = "pylibjpeg-libjpeg (GPL)" if twelve_bit else "truescale[dicom-codecs]"
         raise InputError(
-            what=f"the pixels are stored as {uid.name}, and no decoder for it is installed",
+            what=f"the pixels are stored as {name}, and no decoder for it is installed",
             fix=f"pip install '{package}'" if not twelve_bit else f"install {package}, or decompress the files first",
         )
+
+
+def syntax_name(syntax: str) -> str:
+    """The standard's name of a transfer syntax."""
+    from pydicom.uid import UID_dictionary
+
+    return str(UID_dictionary[syntax][0]) if syntax in UID_dictionary else "an unknown transfer syntax"
 
 
 def _header(stack: Stack, told_thickness_mm: float | None) -> Header:
@@ -205,14 +213,12 @@ def _thickness(stack: Stack) -> float | None:
 
 
 def _facts(stack: Stack) -> dict[str, Fact]:
-    from pydicom.uid import UID
-
     first = stack.slices[0]
     facts = {
         "modality": Fact(first.modality),
         "stored_type": Fact(first.stored_type),
         "bits_stored": Fact(first.bits_stored),
-        "transfer_syntax": Fact(UID(first.syntax).name),
+        "transfer_syntax": Fact(syntax_name(first.syntax)),
         "files": Fact(len(stack.slices), origin="counted"),
         "files_left_aside": Fact(stack.ignored, origin="counted"),
     }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import GeometryError, InputError
 from srmed.acquisition import FEW_SLICES
-from srmed.slice_header import KEY_NAMES, UNREADABLE, NotASlice, Slice, quiet, read_slice_header
+from srmed.slice_header import KEY_NAMES, DamagedFile, NotASlice, Slice, read_slice_header, reading
 
 SAME_DIRECTION = 1e-4
 """Direction cosines closer than this are one orientation: scanners write 4 to 6 decimals."""
@@ -80,9 +80,7 @@ def _read_headers(path: Path) -> tuple[list[Slice], Counter[str]]:
             slices.append(read_slice_header(file))
         except NotASlice as reason:
             ignored[str(reason)] += 1
-        except InputError:
-            raise
-        except UNREADABLE:
+        except DamagedFile:
             damaged += 1
     if damaged:
         raise InputError(
@@ -164,10 +162,10 @@ def _pixels_hash(s: Slice) -> str:
     import pydicom
 
     try:
-        with quiet():
+        with reading():
             ds = pydicom.dcmread(s.path, force=True)
             pixels = bytes(ds.get("PixelData", b""))
-    except UNREADABLE as error:
+    except DamagedFile as error:
         raise InputError(what="a slice of the series cannot be read", fix="copy the series again") from error
     place = tuple(round(v / SAME_POSITION_MM) for v in s.position)
     return hashlib.sha256(pixels + repr((place, s.syntax, s.slope, s.intercept)).encode()).hexdigest()

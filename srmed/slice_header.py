@@ -10,6 +10,7 @@ import math
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import GeometryError, InputError
+from pipelines.errors import GeometryError, InputError, TruescaleError
 from srmed.acquisition import known_modality, positive_number
 from srmed.geometry import frame_id
 
@@ -47,21 +48,36 @@ SCOUTS = frozenset(("LOCALIZER", "PROJECTION IMAGE", "SCOUT"))
 ORTHOGONAL = 1e-3
 """Row and column direction: largest cosine between them, largest error of their length."""
 
-UNREADABLE = (
-    *(ValueError, KeyError, AttributeError, TypeError, IndexError, EOFError, OSError),
-    *(NotImplementedError, RuntimeError, OverflowError, struct.error),
-)
-"""What pydicom and its decoders raise on damaged files."""
+_reading_lock = threading.RLock()
 
-_quiet_lock = threading.RLock()
+
+class DamagedFile(Exception):  # noqa: N818 - the caller says which file, as an InputError
+    """pydicom or a decoder could not read a file; its own message may quote values of the header."""
+
+
+class NotASlice(Exception):  # noqa: N818 - not an error: the file is left aside
+    """A file that lies beside the slices. Its text says what it is."""
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings of pydicom: they quote values of the header. One thread at a time, as warning filters are global."""
-    with _quiet_lock, warnings.catch_warnings():
+def reading() -> Iterator[None]:
+    """Around every use of pydicom: no warnings, which quote values of the header, and DamagedFile for all it raises.
+
+    One thread at a time, as warning filters are global.
+    """
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    with _reading_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except TruescaleError:
+            raise
+        except (
+            *(ValueError, KeyError, AttributeError, TypeError, IndexError, EOFError, OSError, ArithmeticError),
+            *(NotImplementedError, RuntimeError, struct.error, zlib.error, BytesLengthException, InvalidDicomError),
+        ) as error:
+            raise DamagedFile from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +120,16 @@ KEY_NAMES = (
 )
 
 
-class NotASlice(Exception):  # noqa: N818 - not an error: the file is left aside
-    """A file that lies beside the slices. Its text says what it is."""
-
-
 def read_slice_header(file: Path) -> Slice:
-    """Raises NotASlice for what can be left aside, InputError for what must be refused, others if damaged."""
+    """Raises NotASlice for what can be left aside, InputError for what must be refused, or DamagedFile."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
-    with file.open("rb") as raw:
-        start = raw.read(132)
-    if not start.endswith(b"DICM") and not start.startswith(b"\x08\x00"):
-        raise NotASlice("not DICOM")
-    with quiet():
-        try:
-            ds = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        except InvalidDicomError as error:
-            raise NotASlice("not DICOM") from error
+    with reading():
+        with file.open("rb") as raw:
+            start = raw.read(132)
+        if not start.endswith(b"DICM") and not start.startswith(b"\x08\x00"):  # files without a preamble exist
+            raise NotASlice("not DICOM")
+        ds = pydicom.dcmread(file, stop_before_pixels=True, force=True)
         status = file.stat()
         _left_aside(ds)
         _refuse_kind(ds)

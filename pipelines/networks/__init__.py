@@ -72,12 +72,14 @@ class Predictor(Protocol):
 
 
 def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> Predictor:
-    """The network of a card with its verified weights. Raises ModelError if the card names none that is known."""
+    """The network of a card, its weights verified, on a device (auto, cpu or cuda). Raises ModelError."""
     if card.network not in NETWORKS:
         raise ModelError(
             what=f"the model {card.name} names the network '{card.network}', which is not known here",
             fix=f"known are {', '.join(sorted(NETWORKS))}; update truescale or choose another model",
         )
+    if device == "auto":
+        device = "cuda" if has_cuda() else "cpu"
     module, _, name = NETWORKS[card.network].partition(":")
     make = getattr(importlib.import_module(module), name)
     predictor: Predictor = make(card, device, threads)

@@ -77,7 +77,7 @@ def test_the_floor_of_a_clean_pair_explains_its_measurement(kind: str) -> None:
         if pair.clean and float(pair.twin.inverse.max()) < 100:
             assert float(difference) <= 1e-3
             seen += 1
-    assert seen > 3
+    assert seen >= 3
 
 
 def test_distinct_phases_name_every_pixel() -> None:

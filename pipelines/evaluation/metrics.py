@@ -1,0 +1,147 @@
+"""What a product is worth against the truth: one function per metric, all in TABLE.
+
+Arrays are (channel, *axes) in float64; a sample counts where the mask is true. Peak signal-to-noise ratio and
+structural similarity come from scikit-image; the tests check them and the spectral metrics against MONAI and torchmetrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+SSIM_SIGMA = 1.5
+"""Width of the window of structural similarity [samples] (Wang et al. 2004)."""
+
+HFEN_SIGMA = 1.5
+"""Width of the Laplacian of Gaussian [samples] (Ravishankar and Bresler 2011)."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """A product and its truth, both (channel, *axes).
+
+    mask: (channel, *axes), where both are valid and count; peaks: (channel,), the value that stands for 1; scale: fine
+    samples per coarse sample; residual: (channel, *coarse), measured - degraded product, NaN where not compared;
+    residual_unit: what consistency is stated in (1: input units).
+    """
+
+    truth: Array
+    product: Array
+    mask: NDArray[np.bool_]
+    peaks: Array
+    scale: float
+    residual: Array
+    residual_unit: float = 1.0
+
+
+def psnr_of_bands(c: Comparison) -> Array:
+    """Peak signal-to-noise ratio of each band [dB] (channel,)."""
+    from skimage.metrics import peak_signal_noise_ratio
+
+    with np.errstate(divide="ignore"):  # a perfect band is infinitely good
+        return np.array(
+            [
+                peak_signal_noise_ratio(t[m], p[m], data_range=peak)
+                for t, p, m, peak in zip(c.truth, c.product, c.mask, c.peaks, strict=True)
+            ],
+            np.float64,
+        )
+
+
+def psnr(c: Comparison) -> float:
+    """Peak signal-to-noise ratio [dB], mean over bands."""
+    return float(psnr_of_bands(c).mean())
+
+
+def ssim(c: Comparison) -> float:
+    """Structural similarity with a Gaussian window, 2-D or 3-D, averaged over the mask, mean over bands."""
+    from skimage.metrics import structural_similarity
+
+    values = []
+    for truth, product, mask, peak in zip(c.truth, c.product, c.mask, c.peaks, strict=True):
+        _, similarity = structural_similarity(
+            np.where(mask | np.isfinite(truth), truth, 0.0) / peak,
+            np.where(mask | np.isfinite(product), product, 0.0) / peak,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=SSIM_SIGMA,
+            use_sample_covariance=False,
+            full=True,
+        )
+        values.append(similarity[mask].mean())
+    return float(np.mean(values))
+
+
+def hfen(c: Comparison) -> float:
+    """High-frequency error norm: of the Laplacian of Gaussian, over that of the truth; mean over bands."""
+    values = []
+    for truth, product, mask in zip(c.truth, c.product, c.mask, strict=True):
+        edges = ndimage.gaussian_laplace(np.where(np.isfinite(truth), truth, 0.0), HFEN_SIGMA)
+        other = ndimage.gaussian_laplace(np.where(np.isfinite(product), product, 0.0), HFEN_SIGMA)
+        values.append(np.linalg.norm((other - edges)[mask]) / np.linalg.norm(edges[mask]))
+    return float(np.mean(values))
+
+
+def rmse(c: Comparison) -> float:
+    """Root of the mean square over bands and samples [input units]."""
+    return float(np.sqrt(np.mean(np.square((c.product - c.truth)[c.mask]))))
+
+
+def sre(c: Comparison) -> float:
+    """Signal to reconstruction error [dB], mean over bands: squared mean over mean square (Lanaras et al. 2018)."""
+    values = []
+    for truth, product, mask in zip(c.truth, c.product, c.mask, strict=True):
+        error = np.mean(np.square((product - truth)[mask]))
+        with np.errstate(divide="ignore"):
+            values.append(10 * np.log10(np.square(truth[mask].mean()) / error))
+    return float(np.mean(values))
+
+
+def sam(c: Comparison) -> float:
+    """Mean angle between the spectra [degrees] (Yuhas et al. 1992); NaN for a single band."""
+    if len(c.truth) < 2:
+        return float("nan")
+    seen = c.mask.all(axis=0)
+    a, b = c.truth[:, seen], c.product[:, seen]
+    lengths = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    some = lengths > 0  # a black pixel has no direction
+    cosine = np.einsum("ij,ij->j", a[:, some], b[:, some]) / lengths[some]
+    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))).mean())
+
+
+def ergas(c: Comparison) -> float:
+    """Relative global error in percent, over the scale (Wald 2000): 100 / s sqrt(mean over bands (rmse / mean)^2)."""
+    shares = [
+        np.mean(np.square((p - t)[m])) / np.square(t[m].mean())
+        for t, p, m in zip(c.truth, c.product, c.mask, strict=True)
+    ]
+    return float(100.0 / c.scale * np.sqrt(np.mean(shares)))
+
+
+def consistency(c: Comparison) -> float:
+    """Root mean square of measured - degraded product, over `residual_unit`."""
+    seen = c.residual[np.isfinite(c.residual)]
+    return float(np.sqrt(np.mean(np.square(seen)))) / c.residual_unit if seen.size else float("nan")
+
+
+TABLE: Mapping[str, Callable[[Comparison], float]] = {
+    "psnr": psnr,
+    "ssim": ssim,
+    "hfen": hfen,
+    "rmse": rmse,
+    "sre": sre,
+    "sam": sam,
+    "ergas": ergas,
+    "consistency": consistency,
+}
+"""name -> function."""
+
+MEDICAL = ("psnr", "ssim", "hfen", "consistency")
+IMAGERY = ("psnr", "rmse", "sre", "sam", "ergas", "ssim", "consistency")
+"""Columns of the two kinds of tables."""
