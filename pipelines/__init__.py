@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from pipelines.inspection import check as verify
     from pipelines.inspection import inspect as inspect
     from pipelines.planning import Plan as Plan
-    from pipelines.planning import Request as Request
     from pipelines.projection import project as project
     from pipelines.report import RunReport as RunReport
+    from pipelines.request import Request as Request
     from pipelines.runner import ingest as ingest
     from pipelines.runner import plan as plan
     from pipelines.runner import upscale as upscale
@@ -49,7 +49,7 @@ _WHERE = {
     "ModelCard": "card:ModelCard",
     "Plan": "planning:Plan",
     "Profile": "degradation:Profile",
-    "Request": "planning:Request",
+    "Request": "request:Request",
     "RunReport": "report:RunReport",
     "Sink": "image:Sink",
     "Source": "image:Source",

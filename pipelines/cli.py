@@ -18,7 +18,7 @@ from pipelines.errors import StoppedError, TruescaleError
 from pipelines.screen import Screen, describe_header, describe_plan, describe_report, table
 
 if TYPE_CHECKING:
-    from pipelines.planning import Request
+    from pipelines.request import Request
 
 # before NumPy is imported: one BLAS thread a worker, whatever the machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -87,7 +87,7 @@ def _asked(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _request(options: dict[str, Any]) -> Request:
-    from pipelines.planning import Request
+    from pipelines.request import Request
 
     return Request(**_fields(options))
 

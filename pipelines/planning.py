@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from pipelines.errors import BudgetError, GeometryError, InputError, ModelError,
 from pipelines.grid import Factor, Grid, Placement, decimal_fraction, placements
 from pipelines.image import Channel, Header, Told, working_dtype
 from pipelines.interpolation import PREFILTER_REACH
+from pipelines.request import Request, parse_axes, parse_bytes, parse_noise
 from pipelines.tiles import Cover, Span
 
 MAX_SCALE = 16
@@ -44,30 +45,6 @@ TILES = {2: ((1024, 1024), (512, 512), (256, 256)), 3: ((256, 128, 128), (128, 9
 
 CHUNK = {2: 256, 3: 32}
 """Side of the inner chunks of a shard of fine samples."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What was asked: flags, or keyword arguments of the same names. Fields that are None take their default."""
-
-    scale: str | float | None = None
-    spacing: str | float | None = None
-    model: str | None = None
-    slice_thickness: float | None = None
-    degradation: str | None = None
-    noise: str | float = "auto"
-    consistency: bool = True
-    memory: str | int = "4GB"
-    workers: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    @property
-    def told(self) -> Told:
-        """What the user says about the degradation."""
-        if self.slice_thickness is not None and not 0 < self.slice_thickness < math.inf:
-            raise UsageError(what=f"a slice thickness of {self.slice_thickness} mm is not positive")
-        profile = Profile.parse(self.degradation) if self.degradation else None
-        return Told(profile, self.slice_thickness)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +232,7 @@ def resolve(
         channels=channels,
         model=request.model if card.network and request.model else card.id if card.network else card.name,
         weights_sha256=card.sha256 or None,
-        noise=_noise(request.noise),
+        noise=parse_noise(request.noise),
         shard=(),
         predicted_bytes=0,
         memory_bytes=parse_bytes(request.memory),
@@ -271,72 +248,6 @@ def resolve(
     if plan.workers < 1:
         raise UsageError(what=f"{plan.workers} workers cannot work", fix="give --workers 1 or more")
     return _with_shard(plan, card)
-
-
-def _noise(noise: str | float) -> str | float:
-    if noise == "auto":
-        return "auto"
-    try:
-        value = float(noise)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise UsageError(what=f"--noise {noise} is neither 'auto' nor a standard deviation", fix="give 0 or more")
-    return value
-
-
-def parse_bytes(text: str | int) -> int:
-    """'4GB', '500 MB', '1.5GiB' or a number of bytes."""
-    if isinstance(text, int):
-        return text
-    units = {
-        "": 1,
-        "b": 1,
-        "kb": 10**3,
-        "mb": 10**6,
-        "gb": 10**9,
-        "tb": 10**12,
-        "kib": 2**10,
-        "mib": 2**20,
-        "gib": 2**30,
-    }
-    number = text.strip().rstrip("KMGTkmgtiIBb ").strip()
-    unit = text.strip()[len(number) :].strip().lower()
-    unit = {"k": "kb", "m": "mb", "g": "gb", "t": "tb"}.get(unit, unit)
-    try:
-        value = float(number) * units[unit]
-    except (ValueError, KeyError):
-        value = 0
-    if not 0 < value < math.inf:
-        raise UsageError(what=f"'{text}' is not an amount of memory", fix="write it like 4GB or 500MB")
-    return int(value)
-
-
-def parse_axes(text: str | float, grid: Grid, what: str) -> tuple[Fraction | None, ...]:
-    """'4x1x1', 'z=1,y=0.9' or one number (then a 1-tuple) as exact fractions per axis in array order.
-
-    Raises UsageError with the expected form.
-    """
-    words = str(text).strip().lower()
-    example = "x".join(["4"] + ["1"] * (grid.ndim - 1))
-    try:
-        if "=" in words:
-            named = dict(part.split("=") for part in words.split(","))
-            unknown = sorted(set(named) - set(grid.axes))
-            if unknown:
-                raise UsageError(what=f"{what} names axis '{unknown[0]}'", fix=f"the axes are {', '.join(grid.axes)}")
-            return tuple(Fraction(named[a]) if a in named else None for a in grid.axes)
-        values = tuple(Fraction(part) for part in words.split("x"))
-    except (ValueError, ZeroDivisionError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(what=f"{what} '{text}' is not understood", fix=f"write one number or {example}") from error
-    if len(values) not in (1, grid.ndim):
-        raise UsageError(
-            what=f"{what} '{text}' has {len(values)} numbers, the input has {grid.ndim} axes ({', '.join(grid.axes)})",
-            fix=f"write one number or {example}, slowest axis first",
-        )
-    return values
 
 
 def _fine_grid(header: Header, request: Request, reference: Grid | None, warnings: list[str]) -> Grid:

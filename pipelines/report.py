@@ -11,6 +11,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from pipelines.image import Header
+from pipelines.planning import Calibration, Plan
+from pipelines.projection import Residual
+from pipelines.store import Record
+from pipelines.verification import Verification
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelResult:
@@ -74,6 +80,11 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._started = perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Seconds per stage, and in total since the start (stages overlap)."""
+        return {**self.seconds, "total": perf_counter() - self._started}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -92,3 +103,76 @@ class Stopwatch:
 def peak_bytes() -> int:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def summarise(
+    made: Plan,
+    seconds: dict[str, float],
+    checked: Verification,
+    written: Header,
+    calibration: Calibration,
+    resumed: int,
+    records: dict[int, Record],
+) -> RunReport:
+    """The report of a finished run. checked: the residuals of the written product; written: its header."""
+    numbers = calibration.channels
+    channels, everything, weighted = [], Residual(), 0.0
+    for c, channel in enumerate(made.channels):
+        total = checked.total(c) if checked.slabs else Residual()
+        before = Residual()
+        for _, record in sorted(records.items()):
+            before = before.merged(Residual(*record.before[c]))
+        sigma = numbers[c].noise_sigma
+        compared = channel.treatment != "nearest"
+        if compared:
+            everything = everything.merged(total)
+            weighted += total.sum_squares / sigma**2 if sigma else 0.0
+        channels.append(
+            ChannelResult(
+                name=channel.name,
+                degradation=" x ".join(channel.spec),
+                noise_sigma=sigma,
+                noise_method=numbers[c].noise_method,
+                weight=numbers[c].weight,
+                rmse_before=before.rms if before.count else None,
+                rmse=total.rms if compared else None,
+                over_noise=total.rms / sigma if compared and sigma else None,
+            )
+        )
+    noisy = [c for c in channels if c.over_noise is not None]
+    return RunReport(
+        output=made.output,
+        model=made.model,
+        weights_sha256=made.weights_sha256,
+        run_hash=made.run_hash,
+        axes=made.coarse.axes,
+        axes_named=made.axes_named,
+        shape_before=made.coarse.shape,
+        shape_after=made.fine.shape,
+        spacing_before=made.coarse.spacing,
+        spacing_after=made.fine.spacing,
+        spacing_unit=made.coarse.frame.unit,
+        affine_world=written.file_world,
+        affine=written.file_affine,
+        dtype=written.dtype,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        peak_bytes=peak_bytes(),
+        predicted_bytes=made.predicted_bytes,
+        tiles=len(records),
+        tiles_resumed=resumed,
+        consistency_rmse=everything.rms if everything.count else None,
+        consistency_over_noise=(weighted / everything.count) ** 0.5 if noisy and everything.count else None,
+        consistency_max=everything.maximum if everything.count else None,
+        channels=tuple(channels),
+        facts=made.facts,
+        warnings=made.warnings,
+        version=made.version,
+    )
+
+
+def write_report(report: RunReport, product: Path) -> None:
+    """Write the report beside its product, whole or not at all."""
+    path = report_path(product)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    temporary.replace(path)

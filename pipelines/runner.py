@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,22 @@ from numpy.typing import NDArray
 from pipelines import formats, planning
 from pipelines.calibration import calibrate
 from pipelines.engine import local
-from pipelines.errors import BudgetError, InputError, StoppedError, TileError, UsageError
+from pipelines.errors import InputError, StoppedError, TileError, UsageError
 from pipelines.filling import fill_invalid
 from pipelines.grid import Box, Factor, Grid
 from pipelines.image import ArraySource, Header, Source, Told
-from pipelines.planning import CHUNK, Plan, Request
+from pipelines.planning import CHUNK, Calibration, Plan
 from pipelines.product import StoredProduct, field_of_view
-from pipelines.projection import Residual
-from pipelines.report import ChannelResult, RunReport, Stopwatch, peak_bytes, report_path
+from pipelines.report import RunReport, Stopwatch, report_path, summarise, write_report
+from pipelines.request import Request
 from pipelines.store import Ledger, Record, Store
-from pipelines.verification import Verification, verify
+from pipelines.verification import verify
 from pipelines.worker import Worker, run_tiles
+from pipelines.workspace import Paths, check_output, check_space, prepare
 from pipelines.zarr_image import Statistics, ZarrImage, write_image
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) often; must be quick and thread-safe."""
-
-DISK_MARGIN = 1.1
-"""Free space asked for, over the plan's upper bound."""
 
 
 def _quiet(stage: str, done: int, total: int) -> None:
@@ -43,21 +41,6 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 def _never() -> bool:
     return False
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where a run reads and writes. work: None for the default place beside the output, removed at the end."""
-
-    output: Path
-    work: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
-
-    @property
-    def work_folder(self) -> Path:
-        """The work folder in use."""
-        return self.work or self.output.with_name(self.output.name + ".work")
 
 
 def version() -> str:
@@ -128,7 +111,7 @@ def upscale(
     request = Request(**asked)
     paths = Paths(Path(output), Path(work) if work else None, overwrite, resume)
     watch = Stopwatch()
-    _check_output(paths)
+    check_output(paths)
     with watch.stage("open"):
         opened = (
             formats.open_source(source, bands=tuple(bands) if bands else None, nodata=nodata)
@@ -139,32 +122,38 @@ def upscale(
         with watch.stage("plan"):
             made = plan(opened, request, like=open_reference(like) if like else None, paths=paths)
             check_device(made)
-            _check_space(made, paths)
+            check_space(made, paths)
         on_plan(made)
-        return _carry_out(opened, made, paths, watch, progress, stopped)
+        try:
+            return _carry_out(opened, made, paths, watch, progress, stopped)
+        except StoppedError:
+            raise  # what is done waits for --resume
+        except BaseException:
+            if paths.work is None:
+                shutil.rmtree(paths.work_folder, ignore_errors=True)
+            raise
 
 
 def _carry_out(
     opened: Source, made: Plan, paths: Paths, watch: Stopwatch, progress: Progress, stopped: Callable[[], bool]
 ) -> RunReport:
     store = Store(paths.work_folder)
-    _prepare(store, made, paths)
+    prepare(store, made, paths)
     resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped)
     product = StoredProduct(store, _product_header(opened.header, made), made)
     sink = formats.sink_for(paths.output)
-    _remove(report_path(paths.output))
+    report_path(paths.output).unlink(missing_ok=True)
     with watch.stage("export"):
         progress("export", 0, 1)
         counts = sink.write(product, opened, paths.output, _note(made))
         progress("export", 1, 1)
     with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
         checked = verify(written, observed, _models(made), on_slab=lambda done, total: progress("verify", done, total))
-        report = _report(made, paths, watch, checked, written.header, store, resumed, records)
-    report = replace(report, clipped=counts.get("clipped", 0), peak_bytes=peak_bytes(), seconds=_rounded(watch.seconds))
-    report_file = report_path(paths.output)
-    temporary = report_file.with_name(f".{report_file.name}.partial")
-    temporary.write_text(_json(report))
-    temporary.replace(report_file)
+        written_header = written.header
+    calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
+    report = summarise(made, watch.read(), checked, written_header, calibration, resumed, records)
+    report = replace(report, clipped=counts.get("clipped", 0))
+    write_report(report, paths.output)
     if paths.work is None:
         shutil.rmtree(store.folder, ignore_errors=True)
     return report
@@ -188,6 +177,8 @@ def run(
     with watch.stage("calibrate"):
         _calibrate(store, made)
     worker = Worker(store.folder, device=made.device, threads=_threads(made))
+    with watch.stage("load"):
+        worker.predictor  # noqa: B018 - loaded here, once, before several threads ask for it
     positions = [worker.cover.position(i) for i in range(len(worker.cover))]
     todo = Ledger(store, made.run_hash).missing(positions)
     done = len(positions) - len(todo)
@@ -228,14 +219,6 @@ def _threads(made: Plan) -> int:
     return max(1, (os.cpu_count() or 1) // made.workers)
 
 
-def _check_output(paths: Paths) -> None:
-    parent = paths.output.parent
-    if not parent.is_dir():
-        raise UsageError(what=f"the output folder '{parent}' does not exist", fix="make it first")
-    if paths.output.exists() and not paths.overwrite:
-        raise UsageError(what=f"the output '{paths.output.name}' exists", fix="give --overwrite to replace it")
-
-
 def check_device(made: Plan) -> None:
     """Raise UsageError if CUDA is asked for and absent."""
     if made.device == "cuda":
@@ -246,44 +229,6 @@ def check_device(made: Plan) -> None:
                 what="CUDA was asked for, but this machine or this build of torch has none",
                 fix="use --device cpu or auto",
             )
-
-
-def _check_space(made: Plan, paths: Paths) -> None:
-    needed = int((made.work_bytes + made.output_bytes) * DISK_MARGIN)
-    folder = paths.work_folder if paths.work_folder.is_dir() else paths.work_folder.parent
-    if not folder.is_dir():
-        raise UsageError(what="the folder of --work does not exist", fix="make it first")
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise BudgetError(
-            what=f"the run needs up to {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
-            why="it would stop half-way",
-            fix="free space, or name a roomier place with --work",
-        )
-
-
-def _prepare(store: Store, made: Plan, paths: Paths) -> None:
-    """A work folder that holds this plan: a fresh one, or the one to resume."""
-    old = store.read_json("plan.json")
-    if old is not None and paths.resume:
-        before = Plan.from_json(old)
-        if before.run_hash != made.run_hash:
-            own, other = made.to_json(), before.to_json()
-            names = [
-                k for k in own if own[k] != other.get(k) and k not in ("workers", "memory_bytes", "predicted_bytes")
-            ]
-            raise InputError(
-                what=f"the work folder belongs to another run (different: {', '.join(names)})",
-                why="mixing both would spoil the product",
-                fix="leave out --resume to start again",
-            )
-    elif store.folder.exists():
-        if paths.work is not None and old is None and any(store.folder.iterdir()):
-            raise UsageError(
-                what="the folder of --work is not empty and holds no run", fix="name an empty or a new folder"
-            )
-        shutil.rmtree(store.folder)
-    store.write_json("plan.json", made.to_json())
 
 
 def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stopped: Callable[[], bool]) -> None:
@@ -351,85 +296,6 @@ def _note(made: Plan) -> dict[str, str]:
     }
 
 
-def _report(
-    made: Plan,
-    paths: Paths,
-    watch: Stopwatch,
-    checked: Verification,
-    written: Header,
-    store: Store,
-    resumed: int,
-    records: dict[int, Record],
-) -> RunReport:
-    numbers = (store.read_json("calibration.json") or {})["channels"]
-    channels, everything, weighted = [], Residual(), 0.0
-    for c, channel in enumerate(made.channels):
-        total = checked.total(c) if checked.slabs else Residual()
-        before = Residual()
-        for _, record in sorted(records.items()):
-            before = before.merged(Residual(*record.before[c]))
-        sigma = numbers[c]["noise_sigma"]
-        compared = channel.treatment != "nearest"
-        if compared:
-            everything = everything.merged(total)
-            weighted += total.sum_squares / sigma**2 if sigma else 0.0
-        channels.append(
-            ChannelResult(
-                name=channel.name,
-                degradation=" x ".join(channel.spec),
-                noise_sigma=sigma,
-                noise_method=numbers[c]["noise_method"],
-                weight=numbers[c]["weight"],
-                rmse_before=before.rms if before.count else None,
-                rmse=total.rms if compared else None,
-                over_noise=total.rms / sigma if compared and sigma else None,
-            )
-        )
-    noisy = [c for c in channels if c.over_noise is not None]
-    return RunReport(
-        output=str(paths.output),
-        model=made.model,
-        weights_sha256=made.weights_sha256,
-        run_hash=made.run_hash,
-        axes=made.coarse.axes,
-        axes_named=made.axes_named,
-        shape_before=made.coarse.shape,
-        shape_after=made.fine.shape,
-        spacing_before=made.coarse.spacing,
-        spacing_after=made.fine.spacing,
-        spacing_unit=made.coarse.frame.unit,
-        affine_world=written.file_world,
-        affine=written.file_affine,
-        dtype=written.dtype,
-        seconds=watch.seconds,
-        peak_bytes=0,
-        predicted_bytes=made.predicted_bytes,
-        tiles=len(records),
-        tiles_resumed=resumed,
-        consistency_rmse=everything.rms if everything.count else None,
-        consistency_over_noise=(weighted / everything.count) ** 0.5 if noisy and everything.count else None,
-        consistency_max=everything.maximum if everything.count else None,
-        channels=tuple(channels),
-        facts=made.facts,
-        warnings=made.warnings,
-        version=made.version,
-    )
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in seconds.items()}
-
-
-def _json(report: RunReport) -> str:
-    import json
-
-    return json.dumps(report.to_json(), indent=1) + "\n"
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
 def upscale_array(
     samples: NDArray[np.generic],
     header: Header,
@@ -479,7 +345,7 @@ def ingest(
     path = Path(output)
     if path.suffix != ".zarr":
         raise UsageError(what=f"the output '{path.name}' does not end with .zarr", fix="name it like scan.zarr")
-    _check_output(Paths(path, overwrite=overwrite))
+    check_output(Paths(path, overwrite=overwrite))
     opened = (
         formats.open_source(source, bands=tuple(bands) if bands else None, nodata=nodata)
         if isinstance(source, (str, Path))

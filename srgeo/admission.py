@@ -97,14 +97,14 @@ def admitted(path: str | Path) -> Path:
 def _refuse_strange_names(text: str) -> None:
     if re.match(r"\s*<(VRTDataset|\?xml|WMTS|GDAL_WMS)", text):
         raise InputError(what="the path is a VRT text", why="a VRT can read any file", fix="give the GeoTIFF itself")
-    if text.startswith(("/vsi", "\\vsi")) or re.match(r"[A-Za-z][\w+.-]+:/", text):
-        raise InputError(what="the path is a remote path", why="the network is never used", fix="download the file")
-    if re.match(r"[A-Z][A-Z0-9_]+:", text):
+    if re.match(r"[A-Z][A-Z0-9_]+:(?!//)", text):
         raise InputError(
             what=f"'{text.partition(':')[0]}:' names a part of a product",
             why="SAFE products and subdatasets are not read yet",
             fix="give the band GeoTIFFs",
         )
+    if text.startswith(("/vsi", "\\vsi")) or re.match(r"[A-Za-z][\w+.-]+:/", text):
+        raise InputError(what="the path is a remote path", why="the network is never used", fix="download the file")
 
 
 def _head(path: Path) -> bytes:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+FLOAT32_EXACT = 1 << 24
+"""Integers up to here survive float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Storage:
@@ -52,7 +55,8 @@ def stored(samples: NDArray[np.floating], storage: Storage) -> tuple[NDArray[np.
     if storage.is_float:
         return (*_stored_floats(samples, valid, storage), 0)
     low, high = storage.limits
-    exact = np.where(valid, samples, 0.0).astype(np.float64)
+    working = np.float32 if samples.dtype == np.float32 and high - low < FLOAT32_EXACT else np.float64
+    exact = np.where(valid, samples, 0).astype(working, copy=False)
     values = np.rint(exact)
     clipped = int(np.count_nonzero((values < low) | (values > high)))
     np.clip(values, low, high, out=values)

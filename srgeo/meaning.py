@@ -9,11 +9,9 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.image import ChannelKind, Fact
+from srgeo.casting import FLOAT32_EXACT
 from srgeo.description import Band, Description, Validity, fits
 from srgeo.sensors import Sensor, identify
-
-FLOAT32_EXACT = 1 << 24
-"""Integers up to here survive float32."""
 
 _CLASS_NAME = re.compile(
     r"(?:^|[^a-z0-9])(scl|qa|qa[_-]\w+|bqa|msk|msk[_-]\w+|fmask|class(?:es|ification)?|labels?|land[ _-]?(?:cover|use)"

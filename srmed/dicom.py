@@ -156,7 +156,7 @@ def _refuse_undecodable(stack: Stack) -> None:
 
 def syntax_name(syntax: str) -> str:
     """The standard's name of a transfer syntax."""
-    from pydicom.uid import UID_dictionary
+    from pydicom._uid_dict import UID_dictionary
 
     return str(UID_dictionary[syntax][0]) if syntax in UID_dictionary else "an unknown transfer syntax"
 

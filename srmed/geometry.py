@@ -41,8 +41,7 @@ def grid_from_ras(affine: NDArray[np.float64], shape_xyz: tuple[int, ...], mm_pe
     Raises GeometryError if the affine is zero, not finite or singular.
     """
     scale = np.diag([mm_per_unit] * 3 + [1.0])
-    with np.errstate(invalid="ignore"):  # infinite ones are refused by the grid
-        lps = scale @ LPS_FROM_RAS @ np.asarray(affine, np.float64)
+    lps = scale @ LPS_FROM_RAS @ np.asarray(affine, np.float64)
     return Grid("zyx", tuple(shape_xyz[2::-1]), lps[:, REVERSED], Frame("mm", "patient"))
 
 

@@ -244,7 +244,7 @@ def _whole_numbers(values: NDArray[np.float32], dtype: np.dtype[np.generic]) -> 
 
 
 def _product_type(header: Header, like: NiftiFile | None) -> np.dtype[np.generic]:
-    own = np.dtype(header.dtype)
+    own = np.dtype(header.dtype) if like is None else like.stored
     scaled = like is not None and (like.slope, like.inter) != (1.0, 0.0)
     if all(c.kind == "classes" for c in header.channels) and own.kind in "iu" and not scaled:
         return own.newbyteorder("<")

@@ -215,8 +215,9 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
     words = [w for w in re.split(r"[^a-z0-9]+", stem(path).lower()) if w]
     sidecar = read_sidecar(path.with_name(stem(path) + ".json"))
     refuse_kind(file, words)
-    affine, form, place_problems = _affine(file)
-    grid = grid_from_ras(affine, file.shape_xyz, file.mm_per_unit)
+    with np.errstate(over="ignore", invalid="ignore"):  # a nonsensical place is refused, not warned about
+        affine, form, place_problems = _affine(file)
+        grid = grid_from_ras(affine, file.shape_xyz, file.mm_per_unit)
     slice_axis = _slice_axis(file.header, grid)
     modality, modality_fact, problems = _modality(file, sidecar, words)
     stated = Stated(modality, sidecar.thickness_mm, "sidecar", sidecar.three_dimensional)
@@ -247,7 +248,7 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
         slice_axis=slice_axis,
         may_have_invalid=file.stored.kind == "f",
         facts=facts,
-        problems=(*place_problems, *sidecar.problems, *problems, *scan.problems),
+        problems=(*place_problems, *sidecar.problems, *problems, *(() if label else scan.problems)),
         anatomical_axes=anatomical_axes(grid),
     )
 

@@ -1,7 +1,7 @@
 """What a product is worth against the truth: one function per metric, all in TABLE.
 
 Arrays are (channel, *axes) in float64; a sample counts where the mask is true. Peak signal-to-noise ratio and
-structural similarity come from scikit-image; the tests check them and the spectral metrics against MONAI and torchmetrics.
+structural similarity come from scikit-image; tests check them and the spectral metrics against other libraries.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ def some_boxes(shape: tuple[int, ...]) -> list[Box]:
         start = tuple((n - 1) * c for n, c in zip(shape, corner, strict=True))
         boxes.append(Box(start, tuple(a + 1 for a in start)))
     for axis, n in enumerate(shape):
-        start, stop = [0] * len(shape), list(shape)
-        start[axis], stop[axis] = n // 2, n // 2 + 1
-        boxes.append(Box(tuple(start), tuple(stop)))
+        low, high = [0] * len(shape), list(shape)
+        low[axis], high[axis] = n // 2, n // 2 + 1
+        boxes.append(Box(tuple(low), tuple(high)))
     return boxes
 
 

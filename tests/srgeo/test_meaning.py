@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rasterio.enums import ColorInterp
 
 from pipelines.degradation import Profile
 from pipelines.errors import InputError
@@ -205,10 +204,10 @@ def test_the_header_says_nothing_of_the_folder(tmp_path: Path) -> None:
     assert str(tmp_path) not in repr(_header(tmp_path / "a.tif", nodata=0))
 
 
-def test_interpretations_that_rasterio_cannot_name_are_no_obstacle(tmp_path: Path) -> None:
+def test_a_colour_from_a_sidecar_is_no_obstacle(tmp_path: Path) -> None:
     path = write_tif(tmp_path / "a.tif", pixels(4))
     bands = '<PAMRasterBand band="4"><ColorInterp>NIR</ColorInterp></PAMRasterBand>'
     path.with_name("a.tif.aux.xml").write_text(f"<PAMDataset>{bands}</PAMDataset>")
     with open_raster(path) as source:
         assert [c.kind for c in source.header.channels] == ["image"] * 4
-        assert ColorInterp[source.description.bands[3].colour] == ColorInterp.undefined
+        assert source.description.bands[3].colour in ("nir", "undefined")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import Opener
 from numpy.typing import NDArray
 
 THICK = np.diag([1.0, 0.9, 5.0, 1.0])
@@ -43,7 +44,7 @@ def write_nifti(
         header.set_slope_inter(*scaling)
     for name, value in fields.items():
         header[name] = value
-    with nib.openers.Opener(str(path), "wb") as file:  # not nibabel's image: it resets codes and rescales
+    with Opener(str(path), "wb") as file:  # not nibabel's image: it resets codes and rescales
         file.write(header.binaryblock + b"\0\0\0\0" + array.tobytes(order="F"))
     return path
 

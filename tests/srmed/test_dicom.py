@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +15,7 @@ from openjpeg.utils import encode_array
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import Decoder
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from pipelines.errors import GeometryError, InputError
 from pipelines.grid import Box
@@ -510,7 +511,7 @@ def test_each_file_is_decoded_once_per_read_and_few_are_kept(tmp_path: Path, mon
         assert decoded == ["slice1", "slice2"]
         whole(source)
         source.read(Box((0, 0, 0), (1, 5, 7)))
-    assert decoded[2:] == ["slice0", "slice1", *[f"slice{k}" for k in range(3, 6)], "slice0"] or len(decoded) <= 9
+    assert decoded[2:] == ["slice0", "slice1", "slice2", "slice3", "slice4", "slice5", "slice0"]
 
 
 def test_nothing_that_identifies_a_patient_is_passed_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -520,7 +521,6 @@ def test_nothing_that_identifies_a_patient_is_passed_on(tmp_path: Path, caplog: 
     for secret in ("Canary", "Quentin", "19010203", "1.2.3.99", "1.2.3.3"):
         assert secret not in text
     assert "Canary" not in caplog.text
-    assert generate_uid()  # the library is quiet about it, too
 
 
 def test_errors_do_not_name_the_patient(tmp_path: Path) -> None:
@@ -534,3 +534,17 @@ def test_errors_do_not_name_the_patient(tmp_path: Path) -> None:
         with pytest.raises(InputError) as raised:
             open_dicom(folder)
         assert "Canary" not in str(raised.value)
+
+
+def test_random_damage_of_a_slice_never_ends_in_another_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    folder = Series(slices=4).write(tmp_path / "in")
+    file = folder / "slice2"
+    content = file.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(128, len(content), rng.integers(1, 4)):
+            damaged[place] = rng.choice([0, 1, 32, 92, 255])
+        file.write_bytes(damaged)
+        with suppress(InputError), open_dicom(folder) as source:
+            assert whole(source).shape == (1, *source.header.grid.shape)

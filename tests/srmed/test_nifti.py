@@ -4,8 +4,12 @@ import gzip
 import itertools
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -199,6 +203,11 @@ def test_other_names_are_images(tmp_path: Path, name: str) -> None:
 def test_label_maps_are_classes_by_type(tmp_path: Path, dtype: str) -> None:
     with open_nifti(write_nifti(tmp_path / "a.nii", samples().astype(dtype))) as source:
         assert source.header.channels[0].kind == "classes"
+
+
+def test_label_maps_need_no_thickness(tmp_path: Path) -> None:
+    with open_nifti(write_nifti(tmp_path / "a_dseg.nii")) as source:
+        assert not any("thickness" in line for line in source.header.problems)
 
 
 def test_label_maps_are_classes_by_intent(tmp_path: Path) -> None:
@@ -507,3 +516,30 @@ def test_opening_does_not_decode_the_samples(tmp_path: Path) -> None:
     (tmp_path / "b.nii.gz").write_bytes(content + b"not deflate")
     with NiftiSource(tmp_path / "b.nii.gz") as source:
         assert source.header.grid.shape == (40, 64, 64)
+
+
+def test_several_threads_may_read(tmp_path: Path) -> None:
+    with open_nifti(write_nifti(tmp_path / "a.nii.gz", samples((40, 40, 30)))) as source:
+        expected = whole(source)
+        boxes = [Box((k, 3, 5), (k + 4, 30, 37)) for k in range(26)]
+        with ThreadPoolExecutor(4) as pool:
+            for box, values in zip(boxes, pool.map(source.read, boxes), strict=True):
+                np.testing.assert_array_equal(values, expected[(slice(None), *box.slices)])
+
+
+def test_random_damage_of_the_header_never_ends_in_another_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    for version, length in ((1, 352), (2, 544)):
+        content = write_nifti(tmp_path / "a.nii", version=version).read_bytes()
+        for _ in range(100):
+            damaged = bytearray(content)
+            for place in rng.integers(0, length, rng.integers(1, 5)):
+                damaged[place] = rng.choice([0, 1, 127, 128, 255])
+            (tmp_path / "a.nii").write_bytes(damaged)
+            with suppress(InputError), open_nifti(tmp_path / "a.nii") as source:
+                assert whole(source).shape == (1, *source.header.grid.shape)
+
+
+def test_opening_is_cheap_to_import() -> None:
+    code = "import sys, srmed, srmed.nifti, srmed.dicom; print([m for m in ('nibabel', 'pydicom') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

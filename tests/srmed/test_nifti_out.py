@@ -180,7 +180,8 @@ def test_label_maps_keep_their_integers(tmp_path: Path, dtype: str) -> None:
     labels = (samples() % 100).astype(dtype)
     original = write_nifti(tmp_path / "a_dseg.nii", labels)
     with open_nifti(original) as source:
-        report = NiftiSink().write(source, source, tmp_path / "b_dseg.nii.gz", NOTE)
+        product = ArraySource(whole(source), replace(source.header, dtype="float32"))  # the input's type counts
+        report = NiftiSink().write(product, source, tmp_path / "b_dseg.nii.gz", NOTE)
     image = nib.load(tmp_path / "b_dseg.nii.gz")
     assert image.get_data_dtype() == np.dtype(dtype)
     np.testing.assert_array_equal(np.asanyarray(image.dataobj), labels)
