@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipelines.errors import InputError
+
+GDAL_ERRORS: tuple[type[Exception], ...] = (RasterioError, CPLE_BaseError, OSError)
+"""Everything that rasterio raises for a file or a disk; the second is not in its public tree."""
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """Classic and Big TIFF, little and big endian."""
@@ -136,7 +140,7 @@ def opened(path: Path) -> Any:
     try:
         with gdal(), unplaced():
             return rasterio.open(os.fspath(path), driver="GTiff", sharing=False)
-    except (RasterioError, OSError, ValueError) as error:
+    except (*GDAL_ERRORS, ValueError) as error:
         raise InputError(
             what=f"'{path.name}' cannot be opened as a GeoTIFF",
             why=_reason(error, path),

@@ -56,7 +56,7 @@ def stored(samples: NDArray[np.floating], storage: Storage) -> tuple[NDArray[np.
         return (*_stored_floats(samples, valid, storage), 0)
     low, high = storage.limits
     working = np.float32 if samples.dtype == np.float32 and high - low < FLOAT32_EXACT else np.float64
-    exact = np.where(valid, samples, 0).astype(working, copy=False)
+    exact: NDArray[np.floating] = np.where(valid, samples, 0).astype(working, copy=False)
     values = np.rint(exact)
     clipped = int(np.count_nonzero((values < low) | (values > high)))
     np.clip(values, low, high, out=values)

@@ -16,14 +16,13 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
 from rasterio.shutil import copy as gdal_copy
 from rasterio.windows import Window
 
 from pipelines.errors import ExportError, UsageError
 from pipelines.grid import Box
 from pipelines.image import Header, Source
-from srgeo.admission import gdal, unplaced
+from srgeo.admission import GDAL_ERRORS, gdal, unplaced
 from srgeo.casting import Storage, stored
 from srgeo.product import NOTE_PREFIX, Layout, layout_of
 from srgeo.raster import RasterSource
@@ -79,7 +78,7 @@ class CogSink:
             raise _export_error(path, error) from error
         try:
             clipped = _write_into(folder, product, layout, path)
-        except (RasterioError, OSError) as error:
+        except GDAL_ERRORS as error:
             raise _export_error(path, error) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -133,7 +133,7 @@ def _refuse_samples(description: Description, bands: tuple[Band, ...]) -> None:
     if types & {"int64", "uint64"}:
         raise InputError(
             what="the samples are 64-bit integers",
-            why="the computation in float32 keeps only 24 bits",
+            why="the computation in float64 keeps only 53 bits",
             fix="write them as int32 or float64 if their digits allow it",
         )
     if len(types) > 1:
@@ -283,10 +283,6 @@ def _note_samples(
             )
         if kind == "image" and _THERMAL_NAME.search(b.name.lower()):
             found.problems.append(f"band {b.index} '{b.name}' is thermal: the sensor resolves far less than its grid")
-    if bands[0].dtype in ("int32", "uint32") and (bands[0].bits or 32) > 24:
-        found.problems.append(f"samples above {FLOAT32_EXACT} lose digits: the computation is in float32")
-    if bands[0].dtype == "float64":
-        found.problems.append("float64 samples are computed in float32")
 
 
 def _note_place(description: Description, found: _Findings) -> None:

@@ -16,14 +16,13 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from pipelines.errors import GeometryError, InputError, UsageError
 from pipelines.grid import Box, Frame, Grid
-from pipelines.image import Channel, Fact, Header
-from srgeo.admission import admitted, gdal, opened, refuse_bombs
+from pipelines.image import Channel, Fact, Header, working_dtype
+from srgeo.admission import GDAL_ERRORS, admitted, gdal, opened, refuse_bombs
 from srgeo.description import Description, describe
 from srgeo.meaning import Meaning, meaning
 from srgeo.sensors import DEFAULT_PROFILE
@@ -105,7 +104,7 @@ class RasterSource:
             for left in range(0, columns, width):
                 yield Box((top, left), (min(rows, top + step), min(columns, left + width)))
 
-    def read(self, box: Box) -> NDArray[np.float32]:
+    def read(self, box: Box) -> NDArray[np.floating]:
         if box.clip(self._header.grid.shape) != box or box.size == 0:
             raise UsageError(what=f"rows and columns {box.start} to {box.stop} are not inside the raster")
         window = Window(box.start[1], box.start[0], box.shape[1], box.shape[0])
@@ -115,7 +114,7 @@ class RasterSource:
             with gdal():
                 stored = dataset.read(indexes, window=window)
                 valid = self._valid(dataset, stored, window)
-        except (RasterioError, OSError, ValueError) as error:
+        except (*GDAL_ERRORS, ValueError) as error:
             raise InputError(
                 what=f"'{self.path.name}' is damaged in rows {box.start[0]} to {box.stop[0]}, "
                 f"columns {box.start[1]} to {box.stop[1]}",
@@ -181,9 +180,8 @@ def _differs(band: NDArray[Any], nodata: float | int | None) -> NDArray[np.bool_
     return np.asarray(band != stored, bool)
 
 
-def _as_float(stored: NDArray[Any], valid: NDArray[np.bool_] | None, m: Meaning) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, hence invalid
-        samples = stored.astype(np.float32)
+def _as_float(stored: NDArray[Any], valid: NDArray[np.bool_] | None, m: Meaning) -> NDArray[np.floating]:
+    samples = stored.astype(working_dtype(m.bands[0].dtype))
     ok = np.broadcast_to(np.asarray(True), samples.shape) if valid is None else np.broadcast_to(valid, samples.shape)
     if stored.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
@@ -244,6 +242,7 @@ def _header(description: Description, m: Meaning) -> Header:
         facts["crs"] = Fact(_crs_name(description))
     if "AREA_OR_POINT" in description.tags:
         facts["area_or_point"] = Fact(description.tags["AREA_OR_POINT"])
+    t = description.grid_transform
     return Header(
         grid=grid_of(description),
         channels=tuple(channels),
@@ -253,9 +252,13 @@ def _header(description: Description, m: Meaning) -> Header:
         may_have_invalid=m.may_have_invalid,
         facts=facts,
         problems=m.problems,
+        file_world=f"GDAL affine, (column, row) corners, {_crs_name(description) or 'no CRS'}",
+        file_affine=((t.a, t.b, t.c), (t.d, t.e, t.f), (0.0, 0.0, 1.0)),
     )
 
 
 def _crs_name(description: Description) -> str:
+    if not description.crs:
+        return ""
     code = description.crs.to_epsg()
     return f"EPSG:{code}" if code else description.wkt.split('"')[1] if '"' in description.wkt else "unnamed"

@@ -21,7 +21,7 @@ from pipelines.errors import InputError
 from pipelines.grid import Box
 from pipelines.image import Channel, Fact, Header, slabs
 from srmed.acquisition import Stated, acquisition
-from srmed.geometry import anatomical_axes, grid_from_slices
+from srmed.geometry import anatomical_axes, grid_from_slices, lps_affine
 from srmed.series import Stack, read_stack
 from srmed.slice_header import DamagedFile, Slice, reading
 
@@ -195,6 +195,8 @@ def _header(stack: Stack, told_thickness_mm: float | None) -> Header:
         facts={**scan.facts, **_facts(stack)},
         problems=(*stack.problems, *scan.problems),
         anatomical_axes=anatomical_axes(grid),
+        file_world="DICOM LPS mm, (column, row, slice) centres",
+        file_affine=tuple(tuple(float(v) for v in row) for row in lps_affine(grid)),
     )
 
 

@@ -51,6 +51,11 @@ def ras_from_grid(grid: Grid, mm_per_unit: float = 1.0) -> NDArray[np.float64]:
     return np.asarray(scale @ LPS_FROM_RAS @ grid.affine[:, REVERSED])
 
 
+def lps_affine(grid: Grid) -> NDArray[np.float64]:
+    """The affine (4, 4) from (column, row, slice) to DICOM's patient coordinates."""
+    return np.asarray(grid.affine[:, REVERSED])
+
+
 def grid_from_slices(
     first_lps: NDArray[np.float64],
     step_lps: NDArray[np.float64],

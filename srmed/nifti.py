@@ -94,8 +94,8 @@ class NiftiSource:
     def blocks(self, max_samples: int) -> Iterator[Box]:
         yield from slabs(self._header.grid.shape, max_samples)
 
-    def read(self, box: Box) -> NDArray[np.float32]:
-        values = np.empty((1, *box.shape), np.float32)
+    def read(self, box: Box) -> NDArray[np.floating]:
+        values = np.empty((1, *box.shape), self._header.working)
         _, rows, columns = box.slices
         slice_bytes = self._file.stored.itemsize * int(np.prod(self._header.grid.shape[1:], dtype=np.int64))
         step = max(1, CHUNK_BYTES // slice_bytes)
@@ -132,13 +132,14 @@ class NiftiSource:
             )
         return np.frombuffer(content, self._file.stored).reshape(stop - start, *shape[1:])
 
-    def _values(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+    def _values(self, stored: NDArray[np.generic]) -> NDArray[np.floating]:
         """Values in file units; infinite ones are invalid too."""
-        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes invalid
+        working = self._header.working
+        with np.errstate(over="ignore", invalid="ignore"):  # what the type cannot hold becomes invalid
             if (self._file.slope, self._file.inter) == (1.0, 0.0):
-                values = stored.astype(np.float32)
+                values = stored.astype(working)
             else:
-                values = (stored.astype(np.float64) * self._file.slope + self._file.inter).astype(np.float32)
+                values = (stored.astype(np.float64) * self._file.slope + self._file.inter).astype(working)
         if stored.dtype.kind == "f":
             values[~np.isfinite(values)] = np.nan
         return values
@@ -248,7 +249,7 @@ def _product_type(header: Header, like: NiftiFile | None) -> np.dtype[np.generic
     scaled = like is not None and (like.slope, like.inter) != (1.0, 0.0)
     if all(c.kind == "classes" for c in header.channels) and own.kind in "iu" and not scaled:
         return own.newbyteorder("<")
-    return np.dtype("<f4")
+    return header.working.newbyteorder("<")
 
 
 def product_header(header: Header, dtype: np.dtype[np.generic], like: NiftiFile | None, software: str) -> Nifti1Header:

@@ -18,7 +18,14 @@ from pipelines.errors import GeometryError, InputError
 from pipelines.grid import Grid
 from pipelines.image import Channel, Fact, Header
 from srmed.acquisition import Sidecar, Stated, acquisition, read_sidecar
-from srmed.geometry import SAME_FORM_VOXELS, anatomical_axes, coarsest_axis, grid_from_ras, largest_distance
+from srmed.geometry import (
+    SAME_FORM_VOXELS,
+    anatomical_axes,
+    coarsest_axis,
+    grid_from_ras,
+    largest_distance,
+    ras_from_grid,
+)
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
@@ -250,6 +257,8 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
         facts=facts,
         problems=(*place_problems, *sidecar.problems, *problems, *(() if label else scan.problems)),
         anatomical_axes=anatomical_axes(grid),
+        file_world="NIfTI RAS+ mm, (i, j, k) centres",
+        file_affine=tuple(tuple(float(v) for v in row) for row in ras_from_grid(grid)),
     )
 
 

@@ -132,8 +132,8 @@ def test_a_block_that_decodes_to_too_much_is_refused(tmp_path: Path, tiled: bool
     path = tmp_path / "a.tif"
     blocks = {"blockxsize": 16384, "blockysize": 16384, "tiled": True} if tiled else {"blockysize": 20000}
     with rasterio.open(
-        path, "w", driver="GTiff", width=20000, height=20000, count=1, dtype="uint16", sparse_ok=True, compress="deflate", **blocks,
-        crs="EPSG:32632", transform=NORTH_UP,
+        path, "w", driver="GTiff", width=20000, height=20000, count=1, dtype="uint16", sparse_ok=True, **blocks,
+        compress="deflate", crs="EPSG:32632", transform=NORTH_UP,
     ):  # fmt: skip
         pass
     with pytest.raises(InputError, match="blocks of"):

@@ -518,7 +518,7 @@ def test_a_missing_folder_is_an_export_error(tmp_path: Path) -> None:
         _copy(write_tif(tmp_path / "a.tif", pixels()), tmp_path / "none" / "o.tif")
 
 
-@pytest.mark.parametrize("share", [0.02, 0.6, 0.999])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.999])
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, share: float) -> None:
     path = write_tif(tmp_path / "a.tif", pixels(2, rows=400, columns=400))
     _copy(path, tmp_path / "o.tif")

@@ -52,7 +52,7 @@ def test_signal_to_noise_is_that_of_torchmetrics():
 
     c = pair((1, 40, 44))
     other = peak_signal_noise_ratio(tensor(c.product), tensor(c.truth), data_range=1.0)
-    assert metrics.psnr(c) == pytest.approx(float(other), abs=1e-9)
+    assert metrics.psnr(c) == pytest.approx(float(other), abs=1e-5)  # torchmetrics holds the range in float32
 
 
 def test_relative_global_error_is_that_of_torchmetrics():
@@ -60,7 +60,7 @@ def test_relative_global_error_is_that_of_torchmetrics():
 
     c = pair()
     other = error_relative_global_dimensionless_synthesis(tensor(c.product), tensor(c.truth), ratio=2)
-    assert metrics.ergas(c) == pytest.approx(float(other), rel=1e-9)
+    assert metrics.ergas(c) == pytest.approx(float(other), rel=1e-6)
 
 
 def test_spectral_angle_is_that_of_torchmetrics():
@@ -68,7 +68,7 @@ def test_spectral_angle_is_that_of_torchmetrics():
 
     c = pair()
     other = spectral_angle_mapper(tensor(c.product), tensor(c.truth))
-    assert metrics.sam(c) == pytest.approx(float(torch.rad2deg(other)), rel=1e-9)
+    assert metrics.sam(c) == pytest.approx(float(torch.rad2deg(other)), rel=1e-6)
 
 
 def test_a_brighter_product_has_the_same_spectral_angle_and_a_single_band_has_none():
