@@ -27,8 +27,13 @@ WRITERS: Mapping[str, str] = {
 }
 """Ending -> Sink."""
 
-OPTIONS = {"raster": ("bands", "nodata")}
-"""Options that a reader takes."""
+OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "raster": {"bands": "bands", "nodata": "nodata"},
+    "nifti": {"slice_thickness": "thickness_mm"},
+    "dicom": {"slice_thickness": "thickness_mm"},
+    "zarr": {"slice_thickness": ""},
+}
+"""What a reader can be told: option -> its argument, '' where planning alone uses it."""
 
 MAGIC: tuple[tuple[int, tuple[bytes, ...], str], ...] = (
     (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "raster"),
@@ -77,13 +82,17 @@ def kind_of(path: Path) -> str:
 
 
 def open_source(path: str | Path, **options: Any) -> Source:
-    """The open input at a path. options: bands and nodata of rasters. Raises InputError or UsageError."""
+    """The open input at a path. options: bands, nodata, slice_thickness [mm]. Raises InputError or UsageError."""
     path = Path(path)
     kind = kind_of(path)
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        if name not in OPTIONS.get(kind, ()):
-            raise UsageError(what=f"--{name} means nothing for a {kind} input", fix="leave it out")
+    taken, given = OPTIONS[kind], {}
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name not in taken:
+            raise UsageError(what=f"--{name.replace('_', '-')} means nothing for a {kind} input", fix="leave it out")
+        if taken[name]:
+            given[taken[name]] = value
     return cast("Source", _load(READERS[kind])(path, **given))
 
 

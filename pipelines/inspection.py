@@ -124,7 +124,7 @@ def check(
     chosen = tuple(bands) if bands else None
     with (
         formats.open_source(product) as made,
-        formats.open_source(against, bands=chosen, nodata=nodata) as given,
+        formats.open_source(against, bands=chosen, nodata=nodata, slice_thickness=slice_thickness) as given,
         _ingested(given) as (observed, _),
     ):
         if len(made.header.channels) != len(given.header.channels):

@@ -114,7 +114,7 @@ def upscale(
     check_output(paths)
     with watch.stage("open"):
         opened = (
-            formats.open_source(source, bands=tuple(bands) if bands else None, nodata=nodata)
+            formats.open_source(source, bands=_chosen(bands), nodata=nodata, slice_thickness=request.told.thickness_mm)
             if isinstance(source, (str, Path))
             else source
         )
@@ -217,6 +217,10 @@ def run(
 
 def _threads(made: Plan) -> int:
     return max(1, (os.cpu_count() or 1) // made.workers)
+
+
+def _chosen(bands: Sequence[int] | None) -> tuple[int, ...] | None:
+    return tuple(bands) if bands else None
 
 
 def check_device(made: Plan) -> None:
@@ -347,9 +351,7 @@ def ingest(
         raise UsageError(what=f"the output '{path.name}' does not end with .zarr", fix="name it like scan.zarr")
     check_output(Paths(path, overwrite=overwrite))
     opened = (
-        formats.open_source(source, bands=tuple(bands) if bands else None, nodata=nodata)
-        if isinstance(source, (str, Path))
-        else source
+        formats.open_source(source, bands=_chosen(bands), nodata=nodata) if isinstance(source, (str, Path)) else source
     )
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

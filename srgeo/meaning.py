@@ -9,7 +9,6 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.image import ChannelKind, Fact
-from srgeo.casting import FLOAT32_EXACT
 from srgeo.description import Band, Description, Validity, fits
 from srgeo.sensors import Sensor, identify
 
