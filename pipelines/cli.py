@@ -177,11 +177,12 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
     """
     del overwrite, resume
     from pipelines import formats, runner
+    from pipelines.workspace import Paths
 
     told = {name: options[name] for name in ("nodata", "slice_thickness")}
     with formats.open_source(source, bands=_bands(options["bands"]), **told) as opened:
         like = runner.open_reference(options["like"]) if options["like"] else None
-        made = runner.plan(opened, _request(options), like=like, paths=runner.Paths(output, options["work"]))
+        made = runner.plan(opened, _request(options), like=like, paths=Paths(output, options["work"]))
     click.echo(json.dumps(made.summary()) if options["as_json"] else describe_plan(made))
 
 

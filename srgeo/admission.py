@@ -19,6 +19,7 @@ import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.session import DummySession
 
 from pipelines.errors import InputError
 
@@ -60,7 +61,7 @@ _FOREIGN = (
 def gdal(**options: Any) -> Iterator[None]:
     """GDAL with a small cache, whole compound CRS and its messages sent to logging instead of stderr."""
     settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GTIFF_REPORT_COMPD_CS": "YES", **options}
-    with rasterio.Env(**settings):
+    with rasterio.Env(session=DummySession(), **settings):  # credentials in the environment are none of ours
         yield
 
 
@@ -84,7 +85,7 @@ def admitted(path: str | Path) -> Path:
     if not place.is_file():
         raise InputError(what=f"'{name}' is no regular file", why="a raster is one GeoTIFF file", fix="give the file")
     _refuse_other_content(place)
-    for ending in (".msk", ".ovr"):  # GDAL would open these by content, too
+    for ending in (".msk", ".MSK", ".ovr", ".OVR"):  # GDAL would open these by content, too
         beside = place.with_name(name + ending)
         if beside.exists() and _head(beside)[:4] not in TIFF_MAGIC:
             raise InputError(
@@ -140,7 +141,7 @@ def opened(path: Path) -> Any:
     try:
         with gdal(), unplaced():
             return rasterio.open(os.fspath(path), driver="GTiff", sharing=False)
-    except (*GDAL_ERRORS, ValueError) as error:
+    except GDAL_ERRORS as error:
         raise InputError(
             what=f"'{path.name}' cannot be opened as a GeoTIFF",
             why=_reason(error, path),

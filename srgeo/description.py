@@ -27,7 +27,9 @@ WKT_DIGITS = 12
 """Of the numbers of a CRS: GeoTIFF keys turn 298.257222101 into 298.257222101004."""
 
 _OWN_DOMAINS = frozenset({"", "IMAGE_STRUCTURE", "DERIVED_SUBDATASETS", "SUBDATASETS", "RPC", "rio_creation_kwds"})
-_DROPPED_DOMAINS = re.compile(r"^(xml:|json:|GEOLOCATION$|TIFF$|_)", re.IGNORECASE)  # paths inside, or verbatim files
+_DROPPED_DOMAINS = re.compile(
+    r"^(xml:|json:|GEOLOCATION$|OVERVIEWS$|TIFF$|_)", re.IGNORECASE
+)  # paths inside, or verbatim files
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,7 @@ _CLASS_NAME = re.compile(
 _CLASS_STEM = re.compile(
     r"(?:^|[_-])(scl|qa[_-](?:pixel|radsat|aerosol)|bqa|msk|fmask|labels?|landcover|lulc|classes|classification)(?:[_-]|$)"
 )
-_ANGLE_NAME = re.compile(
-    r"(?:^|[^a-z])(sza|saa|vza|vaa|azimuth|zenith|phase|aspect|(?:solar|sun|view|sensor)[ _-]\w+)(?:[^a-z]|$)"
-)
+_ANGLE_NAME = re.compile(r"(?:^|[^a-z])(sza|saa|vza|vaa|azimuth|zenith|phase|aspect|angles?)(?:[^a-z]|$)")
 _ELEVATION_NAME = re.compile(
     r"(?:^|[^a-z])(dem|dtm|dsm|srtm|dted\d?|elev|elevation|bathymetry|height|altitude)(?:[^a-z]|$)"
 )
@@ -35,6 +33,7 @@ _ALPHA_NAME = re.compile(r"^(a|alpha)( band)?$")
 _IMAGE_NAME = re.compile(
     r"^(n|ir|nir\d?|(near[ _-]?)?infra[ _-]?red|red[ _-]?edge|re\d?|swir\d?|pan|b\d{1,2}a?|band[ _-]?\d+)$"
 )
+_VERTICAL = re.compile(r"\bVERT_?(CS|CRS)\[")
 _RADAR_TAGS = ("POLARIZATION", "POLARISATION", "POLARIZATIONS", "POLARISATIONS")
 _COLOUR_SPACES = ("CMYK", "CIELAB", "ICCLAB", "ITULAB")
 
@@ -261,7 +260,7 @@ def _refusal(
         return "decibels: a mean of logarithms is not what the sensor averages", "radar"
     if len(description.bands) == 1 and image:
         metres = image[0].unit.lower() in ("m", "metre", "meter", "metres", "meters", "ft", "foot", "feet")
-        vertical = description.crs is not None and "VERT" in str(description.crs.to_wkt())[:100_000]
+        vertical = description.crs is not None and _VERTICAL.search(str(description.crs.to_wkt())) is not None
         named = _ELEVATION_NAME.search(names[0]) or _ELEVATION_STEM.search(stem.lower())
         if metres or vertical or named or any(t.startswith("DTED_") for t in tags):
             return "elevation: slopes and aspects of an invented surface are wrong", "elevation"

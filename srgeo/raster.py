@@ -114,7 +114,7 @@ class RasterSource:
             with gdal():
                 stored = dataset.read(indexes, window=window)
                 valid = self._valid(dataset, stored, window)
-        except (*GDAL_ERRORS, ValueError) as error:
+        except GDAL_ERRORS as error:
             raise InputError(
                 what=f"'{self.path.name}' is damaged in rows {box.start[0]} to {box.stop[0]}, "
                 f"columns {box.start[1]} to {box.stop[1]}",

@@ -131,20 +131,19 @@ def jobs(folder: Path, data: Path | None, tools: str) -> Iterator[Job]:
     if data is None:
         say("demo: TRUESCALE_DATA names no data folder: real scans and scenes are left out")
         return
-    real = (
-        Job("flair", "FLAIR, 4 mm slices to 1 mm", data / "med/thick/dev/ms01_flair.nii.gz", ".nii.gz"),
-        Job("sagittal", "DICOM series, sagittal T1, 4.8 mm to 1 mm", data / "med/dicom/siemens_2d_t1_sag", ".nii.gz"),
-        Job("sentinel2", "Sentinel-2, 10 m to 5 m", data / "geo/scenes/dev/s2_l1c_t33uub/s2_t33uub_10m.tif", ".tif"),
-        Job(
-            "aerial", "Aerial photograph, 5 m to 2.5 m", data / "geo/scenes/dev/multi_karoo/aerial_karoo_5m.tif", ".tif"
-        ),
-    )
-    for job in real:
-        if not job.source.exists():
+    med, geo, twice = data / "med", data / "geo/scenes/dev", ("--scale", "2")
+    thick, series = med / "thick/dev/ms01_flair.nii.gz", med / "dicom/siemens_2d_t1_sag"
+    satellite, aerial = geo / "s2_l1c_t33uub/s2_t33uub_10m.tif", geo / "multi_karoo/aerial_karoo_5m.tif"
+    for job in (
+        Job("flair", "FLAIR, 4 mm slices to 1 mm", thick, ".nii.gz", ("--spacing", "1")),
+        Job("sagittal", "DICOM series, sagittal T1, 4.8 mm to 1 mm", series, ".nii.gz"),
+        Job("sentinel2", "Sentinel-2, 10 m to 5 m", satellite, ".tif", twice),
+        Job("aerial", "Aerial photograph, 5 m to 2.5 m", aerial, ".tif", twice),
+    ):
+        if job.source.exists():
+            yield job
+        else:
             say(f"demo: {job.name}: not in the data folder, left out")
-            continue
-        told = ("--spacing", "1") if job.suffix == ".nii.gz" else ("--scale", "2")
-        yield Job(job.name, job.title, job.source, job.suffix, told, None)
 
 
 def upscaled(folder: Path, job: Job, tools: str, model: str | None = None) -> Path:
@@ -216,15 +215,22 @@ def drawn(folder: Path, job: Job, product: Path, errors: dict[str, dict[str, flo
     say(f"demo: picture {path}")
 
 
+def toolchain() -> str:
+    """A short text that changes with the code and with the models: what was made with another is made again."""
+    here = Path(__file__).parent
+    folders = [here, *(here.parent / name for name in ("pipelines", "srmed", "srgeo"))]
+    digest = hashlib.sha256(call("models", "--json").text.encode())
+    for file in sorted(f for folder in folders for f in folder.rglob("*") if f.suffix in (".py", ".yaml")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def main() -> None:
     """Do all jobs; quick where nothing has changed."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     folder.mkdir(parents=True, exist_ok=True)
     named = os.environ.get("TRUESCALE_DATA")
-    here = Path(__file__).parent
-    own = b"".join((here / f).read_bytes() for f in ("demo.py", "demo_pictures.py"))
-    models = call("models", "--json").text + call("--version").text
-    tools = hashlib.sha256(own + models.encode()).hexdigest()[:16]
+    tools = toolchain()
     errors: dict[str, dict[str, dict[str, float]]] = {}
     started = time.perf_counter()
     for job in jobs(folder, Path(named) if named else None, tools):

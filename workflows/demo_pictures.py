@@ -23,6 +23,12 @@ RGB = (("B04", "B03", "B02"), ("B4", "B3", "B2"), ("R", "G", "B"), ("red", "gree
 ZOOM = {"volume": 0.30, "scene": 0.15}
 """Side of the enlarged part over the shorter side of the picture."""
 
+ZOOM_SAMPLES = 32
+"""The enlarged part holds at least so many fine samples."""
+
+PROPORTION = 1.5
+"""Taller or flatter planes are cut to this ratio of their sides."""
+
 BAR_INCHES = 1.2
 """Width that the colour bar of the error takes."""
 
@@ -91,14 +97,14 @@ def picture(
         titles[1] += f", {errors[ours]['psnr']:.2f} dB"
         titles.append(f"truth\n{_spacing(truth)}")
         titles.append("error of after\n" + ", ".join(f"{n} {e['psnr']:.2f} dB" for n, e in list(errors.items())[:-1]))
-    left, right, bottom, top = views[0].edges
-    tall = abs(top - bottom) / abs(right - left)
+    zoom = _busiest(views[1], ZOOM["volume" if before.volume else "scene"])
+    seen = _seen(views[0].edges, zoom)
+    tall = (seen[3] - seen[2]) / (seen[1] - seen[0])
     columns = len(titles)
     width = 4.3
     size = (width * columns + BAR_INCHES * bool(truth), width * (tall + 1) + 1.1)
     figure, axes = plt.subplots(2, columns, figsize=size, height_ratios=(tall, 1), layout="constrained")
     figure.suptitle(title, fontsize=17)
-    zoom = _busiest(views[1], ZOOM["volume" if before.volume else "scene"])
     shades: Any = None
     for k in range(columns):
         for row in (0, 1):
@@ -116,12 +122,24 @@ def picture(
                 shades = axes[row, k].imshow(
                     difference, extent=views[1].edges, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
                 )
-        _frame(axes[:, k], titles[k], zoom, views[0].edges)
+        _frame(axes[:, k], titles[k], zoom, seen)
     if shades is not None:
         bar = figure.colorbar(shades, ax=axes[:, -1], location="right", shrink=0.55, pad=0.02)
         bar.set_label("after - truth, share of the window", fontsize=10)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _seen(edges: tuple[float, ...], zoom: tuple[float, ...]) -> tuple[float, float, float, float]:
+    """The part of a plane that is drawn: all of it, or PROPORTION times its shorter side around the enlarged part."""
+    sides = (edges[1] - edges[0], edges[3] - edges[2])
+    longest = PROPORTION * min(sides)
+    result = []
+    for k, side in enumerate(sides):
+        reach = min(side, longest)
+        start = min(max((zoom[2 * k] + zoom[2 * k + 1] - reach) / 2, edges[2 * k]), edges[2 * k] + side - reach)
+        result += [start, start + reach]
+    return result[0], result[1], result[2], result[3]
 
 
 def _frame(column: Any, title: str, zoom: tuple[float, float, float, float], edges: tuple[float, ...]) -> None:
@@ -226,10 +244,11 @@ def _busiest(view: View, share: float) -> tuple[float, float, float, float]:
     grey = np.nan_to_num(view.pixels if view.pixels.ndim == 2 else view.pixels.mean(axis=-1))
     left, right, bottom, top = view.edges
     per_row, per_column = (top - bottom) / grey.shape[0], (right - left) / grey.shape[1]
-    side = share * min(right - left, top - bottom)
+    shorter = min(right - left, top - bottom)
+    side = min(0.85 * shorter, max(share * shorter, ZOOM_SAMPLES * max(per_row, per_column)))
     window = (max(3, int(side / per_row)), max(3, int(side / per_column)))
     detail = ndimage.uniform_filter(np.sqrt(ndimage.gaussian_gradient_magnitude(grey, 1.5)), window)
-    margin = tuple(int(0.75 * w) for w in window)
+    margin = tuple(w // 2 + 1 for w in window)
     r, c = (np.linspace(-1, 1, n) for n in grey.shape)
     detail *= np.exp(-(r[:, None] ** 2 + c[None, :] ** 2) / 0.5)  # the skin is the strongest edge and the least wanted
     inner = detail[margin[0] : -margin[0], margin[1] : -margin[1]]

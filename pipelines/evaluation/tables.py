@@ -87,8 +87,10 @@ class Tables:
 
 
 def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
-    """Interval of the mean at CONFIDENCE from RESAMPLES draws with replacement; the seed is fixed."""
+    """Interval of the mean at CONFIDENCE from RESAMPLES draws with replacement, fixed seed; NaN of infinities."""
     values = np.asarray(differences, np.float64)
+    if not np.isfinite(values).all():  # a perfect product
+        return math.nan, math.nan
     draws = np.random.default_rng(SEED).integers(0, len(values), size=(RESAMPLES, len(values)))
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(values[draws].mean(axis=1), [tail, 100 - tail])
@@ -241,7 +243,7 @@ def _plain(table: Table) -> dict[str, Any]:
                     for metric, g in row.gains.items()
                     if math.isfinite(g.mean)
                 },
-                "worst_band": list(row.worst_band) if row.worst_band else None,
+                "worst_band": list(row.worst_band) if row.worst_band and math.isfinite(row.worst_band[1]) else None,
             }
             for row in table.rows
         },

@@ -123,7 +123,7 @@ class LatticePredictor:
                 scale = float(next(p.scale for p in places if p.changed))
                 told = torch.tensor(condition_features(scale, blur, noise), dtype=torch.float64)
                 if self.options.phases == 1:
-                    result[c] = self._volume(samples[c], read, write, next(iter(axes.items())), told)
+                    self._volume(samples[c], read, write, next(iter(axes.items())), told, result[c])
                 else:
                     result[c] = self._image(samples[c], read, axes[0], axes[1], told)
         return result
@@ -137,18 +137,19 @@ class LatticePredictor:
                     why=f"it needs {h} on each side of {low} to {high}",
                 )
 
-    def _volume(self, samples: Array, read: Box, write: Box, changed: tuple[int, _Axis], told: Tensor) -> Array:
-        """The mean of both views, (*write.shape)."""
+    def _volume(
+        self, samples: Array, read: Box, write: Box, changed: tuple[int, _Axis], told: Tensor, result: Array
+    ) -> None:
+        """Write the mean of both views to `result` (*write.shape)."""
         a, axis = changed
-        views = []
-        for b, c in _others(a):
+        for n, (b, c) in enumerate(_others(a)):
             order = (c, b, a)  # planes, columns, rows
-            moved = samples.transpose(order)
-            planes = self._view(
-                moved, Box(_pick(read.start, order), _pick(read.stop, order)), _part(write, (c, b)), axis, told
-            )
-            views.append(np.transpose(planes, _inverse((c, a, b))))
-        return np.asarray((views[0] + views[1]) * np.float32(0.5))
+            view = self._view(samples.transpose(order), _part(read, order), _part(write, (c, b)), axis, told)
+            target = result.transpose(c, a, b)
+            if n == 0:
+                np.multiply(view, np.float32(0.5), out=target)
+            else:
+                target += np.float32(0.5) * view
 
     def _view(self, samples: Array, read: Box, write: Box, axis: _Axis, told: Tensor) -> Array:
         """The residual (planes, fine rows, columns) of samples (planes, columns, rows); write: (planes, columns)."""
@@ -234,13 +235,6 @@ def _others(axis: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (c, b), (b, c)
 
 
-def _pick(values: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(values[n] for n in order)
-
-
 def _part(box: Box, order: tuple[int, ...]) -> Box:
-    return Box(_pick(box.start, order), _pick(box.stop, order))
-
-
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(n) for n in np.argsort(order))
+    """The box with its axes in another order, or some of them."""
+    return Box(tuple(box.start[n] for n in order), tuple(box.stop[n] for n in order))

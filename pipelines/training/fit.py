@@ -33,6 +33,12 @@ from pipelines.training.pairs import MAKERS, Pair, Scene, generator, load_raster
 CHARBONNIER = 0.1
 """Where the loss turns from quadratic to linear, in units of the floor's mean error."""
 
+CHECKED = 100
+"""Pairs that say what a training reached."""
+
+FRESH = 2**40
+"""Number of the first of them: no training gets there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
@@ -231,21 +237,47 @@ def train(
         # Lightning's use of torch, and its advice on workers: here a pair is a pure function of its number
         warnings.simplefilter("ignore")
         trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=True if resume else None)
+    torch.use_deterministic_algorithms(False)  # the trainer leaves it on for the whole process
     trainer.save_checkpoint(last)
-    return write_bundle(last, settings, out or CONFIGS / "models")
+    return write_bundle(last, settings, module.scenes, out or CONFIGS / "models")
 
 
-def write_bundle(checkpoint: Path, config: TrainingConfig, out: Path) -> ModelCard:
-    """The averaged weights of a checkpoint and their card, in `out`."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def averaged_network(checkpoint: dict[str, Any], options: LatticeOptions) -> LatticeNet:
+    """The network with the averaged weights of a checkpoint, its first layer made zero-sum."""
     prefix = "averaged."
-    weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
-    options = config.options
     net = LatticeNet(options)
-    net.load_state_dict(weights)
+    net.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    )
     first: nn.Parameter = net.first.conv.weight
     with torch.no_grad():
         first.sub_(first.mean(dim=(1, 2, 3), keepdim=True))
+    return net.eval()
+
+
+def reached(net: LatticeNet, config: TrainingConfig, scenes: list[Scene]) -> dict[str, float]:
+    """Mean gain over the floor [dB] on CHECKED fresh pairs of the training scenes, and the share that lost."""
+    gains: dict[bool, list[float]] = {True: [], False: []}
+    with torch.inference_mode():
+        for number in range(CHECKED):
+            pair = MAKERS[config.kind](generator(config.seed, FRESH + number), scenes, config.options, config.extent)
+            error = pair.floor + pair.twin.unseen(residual(net, pair)) - pair.truth
+            before, after = (float(torch.mean(e**2)) for e in (pair.floor - pair.truth, error))
+            if min(before, after) > 0:
+                gains[pair.clean].append(10 * math.log10(before / after))
+    both = gains[True] + gains[False]
+    result = {"pairs_below_floor": round(sum(g < 0 for g in both) / max(1, len(both)), 3)}
+    for name, clean in (("gain_db_clean", True), ("gain_db_noisy", False)):
+        if gains[clean]:
+            result[name] = round(sum(gains[clean]) / len(gains[clean]), 2)
+    return result
+
+
+def write_bundle(checkpoint: Path, config: TrainingConfig, scenes: list[Scene], out: Path) -> ModelCard:
+    """The averaged weights of a checkpoint and their card, in `out`."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    options = config.options
+    net = averaged_network(state, options)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{config.name}-{config.version}"
     tensors = {k: v.detach().contiguous().clone() for k, v in sorted(net.state_dict().items())}
@@ -271,6 +303,7 @@ def write_bundle(checkpoint: Path, config: TrainingConfig, out: Path) -> ModelCa
                 "parameters": sum(v.numel() for v in tensors.values()),
                 "torch": torch.__version__.split("+")[0],
                 "lightning": lightning.__version__,
+                "reached": reached(net, config, scenes),
             },
             **config.card,
         },

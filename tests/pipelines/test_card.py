@@ -51,7 +51,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known(tmp_path: Path) -> No
     bundle(tmp_path)
     with pytest.raises(ModelError, match=r"no model 'cubbic'.*nearest, linear, cubic, floor, net.*'cubic'"):
         find("cubbic", tmp_path)
-    with pytest.raises(ModelError, match="no model card absent.json"):
+    with pytest.raises(ModelError, match=r"no model card absent\.json"):
         find(tmp_path / "absent.json")
 
 
@@ -66,7 +66,9 @@ def test_weights_that_differ_from_the_card_are_refused(tmp_path: Path) -> None:
         card.verify()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"name": "a", "colour": 1}', '{"version": "1"}', '{"name": "a", "axes": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"name": "a", "colour": 1}', '{"version": "1"}', '{"name": "a", "axes": "x"}']
+)
 def test_a_file_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "card.json"
     path.write_text(text)

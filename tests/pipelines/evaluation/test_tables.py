@@ -46,8 +46,8 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
     import numpy as np
 
     rng = np.random.default_rng(5)
-    hits = [low <= 0 <= high for low, high in (bootstrap(rng.normal(size=30)) for _ in range(120))]
-    assert 0.87 <= np.mean(hits) <= 1.0
+    hits = [low <= 0 <= high for low, high in (bootstrap(rng.normal(size=30)) for _ in range(40))]
+    assert 0.85 <= np.mean(hits) <= 1.0
 
 
 def test_equal_differences_have_no_width():

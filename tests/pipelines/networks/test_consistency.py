@@ -51,7 +51,9 @@ def test_what_is_left_of_a_change_is_unseen_by_the_sensor() -> None:
 def test_gradients_are_unseen_by_the_sensor() -> None:
     twin = Twin.of(volume())
     r = torch.zeros(45, 7, requires_grad=True)
-    (twin.project(r, torch.ones(9, 7)) - torch.randn(45, 7, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+    (
+        twin.project(r, torch.ones(9, 7)) - torch.randn(45, 7, generator=torch.Generator().manual_seed(1))
+    ).square().sum().backward()
     assert r.grad is not None
     assert r.grad.abs().max() > 0.1
     assert twin.forward(r.grad).abs().max() <= 1e-5

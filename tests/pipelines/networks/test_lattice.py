@@ -151,7 +151,10 @@ def test_the_halo_is_what_a_sample_depends_on(options: LatticeOptions, places: t
         start = tuple(p.fine // 2 + shift for p in places)
         write = Box(start, tuple(n + 1 for n in start))
         centre = [locate(p.coordinates(n, n + 1))[0][0] for p, n in zip(places, start, strict=True)]
-        read = Box(tuple(c - h - 3 for c, h in zip(centre, halo, strict=True)), tuple(c + h + 4 for c, h in zip(centre, halo, strict=True)))
+        read = Box(
+            tuple(c - h - 3 for c, h in zip(centre, halo, strict=True)),
+            tuple(c + h + 4 for c, h in zip(centre, halo, strict=True)),
+        )
         for a, h in enumerate(halo):
             for distance in range(-h - 3, h + 4):
                 samples = np.ones((1, *read.shape), np.float32)

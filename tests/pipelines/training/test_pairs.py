@@ -56,7 +56,7 @@ def test_what_a_pair_holds_fits_together(kind: str) -> None:
         assert pair.floor.shape == pair.cubic.shape == pair.truth.shape
         assert len(pair.rows) == pair.truth.shape[0]
         # every nearest lattice row of a fine sample survives the valid convolutions
-        assert 0 <= int(pair.rows.min())
+        assert int(pair.rows.min()) >= 0
         assert int(pair.rows.max()) < pair.coarse.shape[1] - 2 * rows_margin
         columns = pair.coarse.shape[2] - 2 * columns_margin * options.fold
         assert columns == pair.truth.shape[1] if pair.columns is None else int(pair.columns.max()) < columns
