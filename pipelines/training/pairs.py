@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipelines.degradation import Degradation, Profile, along, axis_matrix
 from pipelines.errors import InputError
-from pipelines.grid import Placement, fine_length
+from pipelines.formats import open_source
+from pipelines.grid import Box, Placement, fine_length
 from pipelines.interpolation import matrix as interpolation_matrix
 from pipelines.networks.consistency import Twin
 from pipelines.networks.lattice import LatticeOptions, condition_features, locate
@@ -76,6 +77,10 @@ class Pair:
     clean: bool
 
 
+NO_SUCH_VALUE = -1.0
+"""Told as nodata of unsigned scenes: their collars are learned from as they are, edges and all."""
+
+
 def generator(seed: int, number: int) -> np.random.Generator:
     """The random numbers of pair `number`."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
@@ -83,34 +88,30 @@ def generator(seed: int, number: int) -> np.random.Generator:
 
 def load_volumes(folder: Path, hold_out: Sequence[str] = ()) -> list[Scene]:
     """All NIfTI volumes of a folder, (1, x, y, z) as stored."""
-    import nibabel
-
     scenes = []
     for path in sorted(folder.glob("*.nii.gz")):
         name = path.name.removesuffix(".nii.gz")
         if name in hold_out:
             continue
-        image = nibabel.load(path)
-        spacing = np.array(image.header.get_zooms()[:3])
+        with open_source(path) as source:
+            spacing = np.array(source.header.grid.spacing[::-1])
+            samples = source.read(Box.whole(source.header.grid.shape))[0].T.astype(np.float32)
         sharp = tuple(int(a) for a in np.flatnonzero(spacing < 1.3 * spacing.min()))
-        samples = np.asarray(image.dataobj, np.float32)
         scenes.append(Scene(name, _unit_range(samples)[None], sharp, float(samples.size) ** 0.4))
     return _some(scenes, folder)
 
 
 def load_rasters(folder: Path, hold_out: Sequence[str] = ()) -> list[Scene]:
     """All GeoTIFFs of the places in a folder; each place weighs the same (Sentinel-2 alike, flat ones less)."""
-    import rasterio
-
     scenes = []
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
         if place.name in DECIMATED_SCENES or place.name in hold_out:
             continue
         for path in sorted(place.glob("*.tif")):
-            with rasterio.open(path) as image:
-                if min(image.shape) < SHORTEST:
+            with open_source(path, nodata=NO_SUCH_VALUE) as source:
+                if min(source.header.grid.shape) < SHORTEST:
                     continue
-                stored = image.read().astype(np.float32)
+                stored = source.read(Box.whole(source.header.grid.shape)).astype(np.float32)
             samples = np.stack([_unit_range(band) for band in stored])
             weight = 0.15 if place.name in FLAT_SCENES else min(1.0, stored[0].size / 250**2) ** 0.5
             scenes.append(Scene(path.stem, samples, (1, 2), weight, magnitude=False))
