@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from demo_pictures import Image, errors_of, picture, read_image
+import demo_pictures
 
 CLI = [sys.executable, "-m", "pipelines.cli"]
 PLAIN = ("cubic", "floor")
@@ -69,6 +70,16 @@ def call(*arguments: str | Path) -> Outcome:
             sys.exit(process.returncode)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes elsewhere
     return Outcome(text, seconds, usage.ru_maxrss * unit)
+
+
+def apart(task: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function run in a process of its own.
+
+    This process stays small: Linux counts the parent's memory at the fork as the child's peak, so that one large
+    picture here would be reported as the memory of every later command.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(task, *arguments).result()
 
 
 def fresh(folder: Path, name: str, made_from: dict[str, Any], *products: Path) -> bool:
@@ -181,9 +192,7 @@ def compared(folder: Path, job: Job, products: dict[str, Path], tools: str) -> d
     if fresh(folder, f"{job.name}_errors", made_from, kept):
         found: dict[str, dict[str, float]] = json.loads(kept.read_text())
         return found
-    truth = read_image(job.truth)
-    scale = float(np.max(np.divide(truth.samples.shape[1:], read_image(job.source).samples.shape[1:])))
-    found = {name: errors_of(truth, read_image(path), scale) for name, path in products.items()}
+    found = apart(demo_pictures.all_errors, job.source, job.truth, products)
     kept.write_text(json.dumps(found))
     note(folder, f"{job.name}_errors", made_from)
     return found
@@ -209,8 +218,7 @@ def drawn(folder: Path, job: Job, product: Path, errors: dict[str, dict[str, flo
     if fresh(folder, f"{job.name}_picture", made_from, path):
         say(f"demo: {path.name} is up to date")
         return
-    truth: Image | None = None if job.truth is None else read_image(job.truth)
-    picture(path, job.title, read_image(job.source), read_image(product), truth, errors)
+    apart(demo_pictures.picture_of_files, path, job.title, (job.source, product, job.truth), errors)
     note(folder, f"{job.name}_picture", made_from)
     say(f"demo: picture {path}")
 

@@ -78,6 +78,23 @@ def errors_of(truth: Image, product: Image, scale: float) -> dict[str, float]:
     return {c: metrics.TABLE[c](compared) for c in columns if c != "consistency"}
 
 
+def all_errors(source: Path, truth: Path, products: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Method -> metric -> value of some products of `source`."""
+    fine, coarse = read_image(truth), read_image(source)
+    scale = float(np.max(np.divide(fine.grid.shape, coarse.grid.shape)))
+    return {name: errors_of(fine, read_image(path), scale) for name, path in products.items()}
+
+
+def picture_of_files(
+    path: Path, title: str, files: tuple[Path, Path, Path | None], errors: dict[str, dict[str, float]]
+) -> None:
+    """`picture` of (before, after, truth or None)."""
+    before, after, truth = (None if f is None else read_image(f) for f in files)
+    assert before is not None
+    assert after is not None
+    picture(path, title, before, after, truth, errors)
+
+
 def picture(
     path: Path, title: str, before: Image, after: Image, truth: Image | None, errors: dict[str, dict[str, float]]
 ) -> None:

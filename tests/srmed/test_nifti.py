@@ -126,12 +126,13 @@ def test_nifti_2_is_read(tmp_path: Path) -> None:
 
 def test_infinite_samples_are_invalid_ones(tmp_path: Path) -> None:
     array = samples().astype(np.float64)
-    array[0, 0, 0], array[1, 0, 0], array[2, 0, 0], array[3, 0, 0] = np.inf, -np.inf, np.nan, 1e300
+    array[0, 0, 0], array[1, 0, 0], array[2, 0, 0] = np.inf, -np.inf, np.nan
+    array[3, 0, 0] = 1e300  # float64 holds it
     with open_nifti(write_nifti(tmp_path / "a.nii", array)) as source:
         assert source.header.may_have_invalid
         values = whole(source)[0]
-    assert np.isnan(values[0, 0, :4]).all()
-    assert np.isnan(values).sum() == 4
+    assert np.isnan(values[0, 0, :3]).all()
+    assert np.isnan(values).sum() == 3
 
 
 def test_integers_are_always_valid(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from pipelines.card import CONFIGS, ModelCard
@@ -40,6 +42,16 @@ def data_folder(tmp_path: Path) -> Path:
     return folder.parent
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and few pairs to say what was reached: everything here is tiny."""
+    monkeypatch.setattr("pipelines.training.fit.CHECKED", 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
@@ -64,6 +76,7 @@ def test_the_bundle_says_what_the_training_cost(tmp_path: Path, config: Path, da
     card.verify()
     assert (card.training["steps"], card.training["planned_steps"], card.training["pairs"]) == (2, 6, 4)
     assert card.training["seconds"] >= 0
+    assert 0 <= card.training["reached"]["pairs_below_floor"] <= 1
     assert card.halo == (3, 9, 9)
     assert list((tmp_path / "runs" / "tiny-1.0" / "log").glob("events*"))
 

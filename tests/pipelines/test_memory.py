@@ -1,0 +1,62 @@
+"""Peak resident memory of whole runs, measured by the parent process, at sizes where O(scene) would show."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import Affine
+from rasterio.windows import Window
+
+GIGABYTE = 1_000_000_000
+
+
+def peak_bytes(*arguments: str | Path) -> int:
+    """Run truescale and return its peak resident memory; fails with its message if it fails."""
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        message = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, message
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+def test_a_scene_of_6000_pixels_a_side_stays_below_two_gigabytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pattern = (3000 + 60 * rng.normal(size=(4, 500, 500))).astype(np.uint16)
+    profile = {"driver": "GTiff", "width": 6000, "height": 6000, "count": 4, "dtype": "uint16", "tiled": True}
+    profile |= {"crs": "EPSG:32632", "transform": Affine(10, 0, 5e5, 0, -10, 5e6), "photometric": "MINISBLACK"}
+    path = tmp_path / "scene.tif"
+    with rasterio.open(path, "w", **profile) as file:
+        for row in range(0, 6000, 500):
+            for column in range(0, 6000, 500):
+                file.write(pattern, window=Window(column, row, 500, 500))
+    peak = peak_bytes("upscale", path, tmp_path / "out.tif", "--model", "floor", "--scale", "2", "--quiet")
+    assert peak <= 2 * GIGABYTE
+
+
+@pytest.mark.slow
+def test_a_volume_of_512_cubed_stays_below_two_gigabytes(tmp_path: Path) -> None:
+    path = tmp_path / "volume.nii.gz"
+    header = nib.Nifti1Header()
+    header.set_data_shape((512, 512, 512))
+    header.set_data_dtype(np.int16)
+    header.set_sform(np.diag([0.5, 0.5, 1, 1]), 1)
+    header["vox_offset"] = 352
+    slice_yx = (500 + 20 * np.random.default_rng(0).normal(size=(512, 512))).astype("<i2")
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.binaryblock + b"\0" * 4)
+        for k in range(512):
+            file.write(np.roll(slice_yx, 7 * k, axis=1).tobytes())
+    peak = peak_bytes("upscale", path, tmp_path / "out.nii.gz", "--model", "floor", "--scale", "2x1x1", "--quiet")
+    assert peak <= 2 * GIGABYTE
