@@ -67,7 +67,7 @@ def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDAr
         if channel.treatment != "nearest" and plan.model != "nearest":
             refuse_labels(v, m, channel.name)
         known = v[m]
-        low, middle, high = np.quantile(known, [0.001, 0.5, 0.999]) if known.size else (0.0, 0.0, 0.0)
+        low, middle, high = np.quantile(known, [0.01, 0.5, 0.99]) if known.size else (0.0, 0.0, 0.0)
         if channel.treatment == "nearest":
             sigma, method = 0.0, "none"
         elif plan.noise == "auto":

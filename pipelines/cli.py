@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.errors import StoppedError, TruescaleError
+from pipelines.errors import StoppedError, TruescaleError, UsageError
 from pipelines.screen import Screen, describe_header, describe_plan, describe_report, table
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 NOTICE = "Research software, not a medical device."
 
-Options = Callable[[Callable[..., None]], Callable[..., None]]
+EXTRAS = {"lightning": "train", "tensorboard": "train", "skimage": "evaluate", "torchmetrics": "evaluate"}
+"""Optional packages and the extra that brings them."""
 
 
 def _asked(command: Callable[..., None]) -> Callable[..., None]:
@@ -353,7 +354,12 @@ def sample(name: str, output: Path, overwrite: bool) -> None:
     envvar="TRUESCALE_DATA",
     help="Default: $TRUESCALE_DATA.",
 )
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Checkpoints, logs and the bundle.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle. Default: beside the checkpoints in runs/.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 def train(config: Path, data: Path | None, out: Path | None, resume: bool) -> None:
     """Train a network as CONFIG says; writes a bundle. Needs the extra 'train'.
@@ -364,7 +370,8 @@ def train(config: Path, data: Path | None, out: Path | None, resume: bool) -> No
         raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
     from pipelines.training import fit
 
-    click.echo(fit.train(config, data, out, resume=resume))
+    card = fit.train(config, data, out, resume=resume)
+    click.echo(f"done     {card.id}  {card.folder}")
 
 
 def main() -> None:
@@ -381,6 +388,11 @@ def main() -> None:
         _fail(StoppedError(what="stopped", fix="the same call with --resume goes on"), debug)
     except TruescaleError as error:
         _fail(error, debug)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None or debug:
+            raise
+        _fail(UsageError(what=f"this command needs {error.name}", fix=f"pip install 'truescale[{extra}]'"), debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

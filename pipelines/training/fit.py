@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipelines.card import CONFIGS, ModelCard
+from pipelines.card import ModelCard
 from pipelines.errors import UsageError
 from pipelines.networks.lattice import LatticeNet, LatticeOptions, place_pixels, place_rows
 from pipelines.training.pairs import MAKERS, Pair, Scene, generator, load_rasters, load_volumes
@@ -46,7 +47,8 @@ class TrainingConfig:
 
     kind: 'volumes' or 'rasters'; data: folder under the data folder; extent: side of a patch at most (fine samples of a
     volume, coarse ones of a raster); batch: pairs a step; raw_weight: share of the loss on the unprojected estimate;
-    average: decay of the averaged weights; mixed: body in bfloat16; hold_out: scenes left out.
+    average: decay of the averaged weights; mixed: body in bfloat16; threads: of torch,
+    part of what makes the bytes; hold_out: scenes left out.
     """
 
     name: str
@@ -65,6 +67,7 @@ class TrainingConfig:
     average: float = 0.999
     raw_weight: float = 0.05
     mixed: bool = True
+    threads: int = 1
     checkpoint_every: int = 250
     hold_out: tuple[str, ...] = ()
 
@@ -206,8 +209,8 @@ def train(
 ) -> ModelCard:
     """Train what a YAML describes and write its bundle.
 
-    data: the folder that TRUESCALE_DATA names; out: folder of the bundle (default: configs/models); resume: go on from
-    the last checkpoint; runs: folder of logs and checkpoints (default: runs); stop_after: steps in all after which to
+    data: the folder that TRUESCALE_DATA names; out: folder of the bundle (default: that of the checkpoints); resume: go
+    on from the last checkpoint; runs: folder of logs and checkpoints (default: runs); stop_after: steps in all after which to
     stop early, to be resumed. The same config and data give the same weights, resumed or not. Raises UsageError,
     InputError.
     """
@@ -217,6 +220,7 @@ def train(
     if resume and not last.is_file():
         raise UsageError(what="there is no checkpoint to resume from", why=f"{last} is missing", fix="train without it")
     lightning.seed_everything(settings.seed, verbose=False)
+    torch.set_num_threads(settings.threads)
     module = Training(settings, settings.scenes(data))
     checkpoints = ModelCheckpoint(
         folder, filename="step", every_n_train_steps=settings.checkpoint_every, save_last=True, save_top_k=0
@@ -230,7 +234,7 @@ def train(
         logger=TensorBoardLogger(folder, name="", version="log"),
         callbacks=[checkpoints],
         log_every_n_steps=10,
-        enable_progress_bar=False,
+        enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
     )
     with warnings.catch_warnings():
@@ -239,7 +243,7 @@ def train(
         trainer.fit(module, ckpt_path=str(last) if resume else None, weights_only=True if resume else None)
     torch.use_deterministic_algorithms(False)  # the trainer leaves it on for the whole process
     trainer.save_checkpoint(last)
-    return write_bundle(last, settings, module.scenes, out or CONFIGS / "models")
+    return write_bundle(last, settings, module.scenes, out or folder)
 
 
 def averaged_network(checkpoint: dict[str, Any], options: LatticeOptions) -> LatticeNet:
