@@ -19,7 +19,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     my_array = np.asarray(nib.load("t2_axial.nii.gz").dataobj).T
     names = {"my_array": my_array, "my_network_output": np.repeat(my_array, 4, axis=0)}
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
         exec(block, names)

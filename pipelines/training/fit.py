@@ -210,9 +210,9 @@ def train(
     """Train what a YAML describes and write its bundle.
 
     data: the folder that TRUESCALE_DATA names; out: folder of the bundle (default: that of the checkpoints); resume: go
-    on from the last checkpoint; runs: folder of logs and checkpoints (default: runs); stop_after: steps in all after which to
-    stop early, to be resumed. The same config and data give the same weights, resumed or not. Raises UsageError,
-    InputError.
+    on from the last checkpoint; runs: folder of logs and checkpoints (default: runs); stop_after: steps in all after
+    which to stop early, to be resumed. The same config and data give the same weights, resumed or not. Raises
+    UsageError, InputError.
     """
     settings = TrainingConfig.read(config)
     folder = (runs or Path("runs")) / f"{settings.name}-{settings.version}"
