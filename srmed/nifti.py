@@ -196,7 +196,9 @@ class NiftiSink:
         self.refuse(product.header, path)
         like = original.file if isinstance(original, NiftiSource) else None
         dtype = _product_type(product.header, like)
-        header = product_header(product.header, dtype, like, note.get("software", "truescale"))
+        header = product_header(
+            product.header, dtype, like, "; ".join(note[k] for k in ("software", "use") if k in note)
+        )
         temporary = path.with_name(f".{path.name}.partial")
         try:
             with temporary.open("wb") as raw:

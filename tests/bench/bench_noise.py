@@ -1,0 +1,94 @@
+"""How good the noise estimate and the weight `l` are on the dev split, against the truth and a scan.
+
+TRUESCALE_DATA=data python tests/bench/bench_noise.py
+
+One line per image: noise estimated over true, residual over the true noise, PSNR of cubic, of the floor as made with
+`--noise auto`, and of the best weight of a scan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from pipelines import runner
+from pipelines.evaluation import metrics
+from pipelines.evaluation.cases import Case, conditions, simulate, truths
+from pipelines.evaluation.suite import comparison
+from pipelines.grid import Box, placements
+from pipelines.image import ArraySource
+from pipelines.interpolation import interpolate
+from pipelines.planning import Calibration
+from pipelines.product import StoredProduct
+from pipelines.projection import project
+from pipelines.report import Stopwatch
+from pipelines.request import Request
+from pipelines.store import Store
+
+SCAN = (0.0, *np.geomspace(1e-3, 30, 24))
+"""Weights tried."""
+
+
+def psnr(case: Case, product: np.ndarray) -> float:
+    """Of the protocol."""
+    return float(metrics.TABLE["psnr"](comparison(case, product)))
+
+
+def measure(case: Case, folder: Path, sigma: np.ndarray) -> dict[str, float]:
+    """The numbers of one case. sigma: true noise per channel."""
+    source = ArraySource(case.coarse, case.header)
+    scale = ",".join(f"{a}={f}" for a, f in zip(case.header.grid.axes, case.factor, strict=True))
+    plan = runner.plan(source, Request(scale=scale, model="floor"))
+    store = Store(folder)
+    store.write_json("plan.json", plan.to_json())
+    runner.run(store, source, plan, watch=Stopwatch())
+    floor = np.asarray(
+        StoredProduct(store, replace(case.header, grid=plan.fine), plan).read(Box.whole(plan.fine.shape))
+    )
+    calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
+    places = placements(case.header.grid, plan.fine)
+    cubic = interpolate(case.coarse, places, "cubic")
+    best = max(psnr(case, project(cubic, case.coarse, case.degradation, weight=w).image) for w in SCAN)
+    residual = case.degradation.forward(np.nan_to_num(floor)) - case.coarse
+    over = np.sqrt(np.mean(residual**2, axis=tuple(range(1, residual.ndim)))) / sigma
+    estimate = np.array([c.noise_sigma for c in calibration.channels]) / sigma
+    return {
+        "noise_estimated_over_true": float(np.median(estimate)),
+        "residual_over_noise_worst_band": float(over.max()),
+        "cubic_db": psnr(case, cubic),
+        "floor_db": psnr(case, floor),
+        "best_of_scan_db": best,
+    }
+
+
+def main() -> None:
+    """Print a line per case and the worst figures."""
+    data = Path(os.environ["TRUESCALE_DATA"])
+    rows = []
+    for domain in ("med", "geo"):
+        noisy = [c for c in conditions(domain, "smoke") if c.noisy and c.widened == 1]
+        for truth in truths(domain, "smoke", data):
+            for condition in noisy:
+                seed = crc32(f"{truth.subject} {truth.name} {condition}".encode())
+                case = simulate(truth, condition, np.random.default_rng(seed))
+                if case is None or truth.header.modality == "CT":
+                    continue
+                sigma = np.asarray(truth.peaks) * (0.015 if domain == "med" else 3 / 255)
+                with tempfile.TemporaryDirectory() as folder:
+                    row = {"image": truth.name, "condition": condition.name, **measure(case, Path(folder), sigma)}
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+    loss = max(r["best_of_scan_db"] - r["floor_db"] for r in rows)
+    below = min(r["floor_db"] - r["cubic_db"] for r in rows)
+    over = max(r["residual_over_noise_worst_band"] for r in rows)
+    print(json.dumps({"largest_loss_db": loss, "least_over_cubic_db": below, "largest_residual_over_noise": over}))
+
+
+if __name__ == "__main__":
+    main()
