@@ -50,12 +50,17 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method in a table. gains: metric -> Gain, empty for the floor; worst_band: its name and its gain [dB]."""
+    """One method in a table.
+
+    gains: metric -> Gain, empty for the floor; worst_band: its name and its gain over the floor [dB]; over_cubic: the
+    band or volume least above cubic, and by how much [dB].
+    """
 
     model: str
     values: dict[str, float]
     gains: dict[str, Gain] = field(default_factory=dict)
     worst_band: tuple[str, float] | None = None
+    over_cubic: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,7 @@ def _table(domain: str, condition: str, scores: list[Score]) -> Table:
     subjects = tuple(dict.fromkeys(s.subject for s in scores))
     names = tuple(dict.fromkeys(s.model for s in scores))
     floor = [s for s in scores if s.model == "floor"]
+    cubic = [s for s in scores if s.model == "cubic"]
     rows = []
     for name in names:
         own = [s for s in scores if s.model == name]
@@ -117,7 +123,8 @@ def _table(domain: str, condition: str, scores: list[Score]) -> Table:
         if name == "floor" or not floor:
             rows.append(Row(name, values))
             continue
-        rows.append(Row(name, values, _gains(means, _means(floor), columns), _worst_band(own, floor)))
+        gains = _gains(means, _means(floor), columns)
+        rows.append(Row(name, values, gains, _worst_band(own, floor), _worst_band(own, cubic)))
     apart = tuple(dict.fromkeys(s.subject for s in scores if s.apart))
     return Table(domain, condition, len(floor), subjects, apart, tuple(rows))
 
@@ -200,6 +207,8 @@ def _notes(table: Table, row: Row) -> list[str]:
         notes.append(f"  {row.model}: without {', '.join(table.apart)} {_mean(rest):+.2f} dB, worst {min(rest):+.2f}")
     if row.worst_band and table.domain == "geo":
         notes.append(f"  {row.model}: worst band {row.worst_band[1]:+.2f} dB, {row.worst_band[0]}")
+    if row.over_cubic:
+        notes.append(f"  {row.model}: least above cubic {row.over_cubic[1]:+.2f} dB, {row.over_cubic[0]}")
     return notes
 
 
@@ -243,6 +252,9 @@ def _plain(table: Table) -> dict[str, Any]:
                     for metric, g in row.gains.items()
                     if math.isfinite(g.mean)
                 },
+                "least_over_cubic": list(row.over_cubic)
+                if row.over_cubic and math.isfinite(row.over_cubic[1])
+                else None,
                 "worst_band": list(row.worst_band) if row.worst_band and math.isfinite(row.worst_band[1]) else None,
             }
             for row in table.rows
