@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pipelines import formats, planning
 from pipelines.calibration import calibrate
@@ -41,6 +42,11 @@ def _quiet(stage: str, done: int, total: int) -> None:
 
 def _never() -> bool:
     return False
+
+
+def one_blas_thread() -> threadpool_limits:
+    """One thread a worker: the same sums whatever the machine, and no threads that wait for each other."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def version() -> str:
@@ -118,7 +124,7 @@ def upscale(
             if isinstance(source, (str, Path))
             else source
         )
-    with opened:
+    with opened, one_blas_thread():
         with watch.stage("plan"):
             made = plan(opened, request, like=open_reference(like) if like else None, paths=paths)
             check_device(made)
@@ -198,10 +204,7 @@ def run(
     def work(tiles: Sequence[int], writer: str) -> None:
         run_tiles(worker, tiles, writer=writer, on_done=on_done, stopped=stopped)
 
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):  # one thread a worker: the same sums whatever the machine
-        local.run(work, todo, made.workers)
+    local.run(work, todo, made.workers)
     if stopped():
         raise StoppedError(
             what=f"stopped with {counted[0]} of {len(positions)} tiles done", fix="the same call with --resume goes on"
@@ -328,8 +331,8 @@ def upscale_array(
         **asked,
     )
     source = ArraySource(samples, header)
-    made = plan(source, request, like=like)
-    with tempfile.TemporaryDirectory(dir=work) as folder:
+    with one_blas_thread(), tempfile.TemporaryDirectory(dir=work) as folder:
+        made = plan(source, request, like=like)
         store = Store(Path(folder) / "work")
         store.write_json("plan.json", made.to_json())
         run(store, source, made, watch=Stopwatch())

@@ -94,7 +94,8 @@ class Store:
             raise StoreError(
                 what=f"the work folder has no {group.name}/{name}", fix="remove the work folder and start again"
             ) from error
-        return found
+        # the setting is not kept with the array: without it a shard of zeros is not written at all
+        return found.with_config({"write_empty_chunks": True})
 
     def has_mask(self) -> bool:
         """Whether some coarse samples are invalid."""

@@ -165,6 +165,14 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def test_a_shard_of_zeros_is_a_shard(tmp_path: Path) -> None:
+    samples = np.zeros((300, 260))
+    samples[200:, 200:] = _scene((100, 60))
+    product, plan, store = made(tmp_path, samples, raster((300, 260)), scale=2, shard=(256, 256))
+    assert product[0, :100, :100].max() == 0
+    assert len(Ledger(store, plan.run_hash).records()) == plan.tile_count
+
+
 def test_a_failing_tile_is_named_and_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     header = raster((300, 260))
     samples = _scene((300, 260))
