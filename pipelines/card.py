@@ -34,7 +34,8 @@ class ModelCard:
     interpolation: the estimate the residual is added to; project: whether the projection follows unless told otherwise;
     network, options: family in `pipelines.networks` and its shape, None without one; axes: 'through-plane' (exactly one
     axis of a volume), 'image' (both axes of a raster, same scale) or 'any'; scales: least and largest it was trained
-    for; blur_fwhm_coarse: the same of the blur [coarse samples]; halo, multiple_of: coarse samples, the upsampled axis
+    for; blur_fwhm_coarse: the same of the blur [coarse samples]; noise_over_scale: most noise it was trained for, over
+    the 1st to 99th percentile of the samples; halo, multiple_of: coarse samples, the upsampled axis
     of a volume first; bytes_per_sample: peak working bytes per coarse sample read and channel, bytes_fixed: what comes
     on top whatever the size; sha256: of weights_file; figures: measured gains; training: what it cost.
     """
@@ -49,6 +50,7 @@ class ModelCard:
     axes: str = "any"
     scales: tuple[float, float] = (1.0, 64.0)
     blur_fwhm_coarse: tuple[float, float] | None = None
+    noise_over_scale: float | None = None
     channels: str = "any number, each alone"
     normalisation: str = "none"
     halo: tuple[int, ...] = ()

@@ -25,6 +25,9 @@ from pipelines.interpolation import PREFILTER_REACH
 from pipelines.request import Request, parse_axes, parse_bytes, parse_noise
 from pipelines.tiles import Cover, Span
 
+BLUR_SLACK = 1.1
+"""A blur may be this much beyond what a network was trained for."""
+
 MAX_SCALE = 16
 """More than this per axis is refused: nothing of the product would be measured."""
 
@@ -82,6 +85,7 @@ class Plan:
     slice_axis: int | None = None
     may_have_invalid: bool = False
     warnings: tuple[str, ...] = ()
+    card_path: str = ""
     work: str = ""
     work_kept: bool = False
     output: str = ""
@@ -130,9 +134,14 @@ class Plan:
         data = self.to_json()
         for key in ("predicted_bytes", "memory_bytes", "workers", "facts", "axes_named", "warnings", "work"):
             data.pop(key)
-        for key in ("work_kept", "output"):
+        for key in ("work_kept", "output", "card_path"):
             data.pop(key)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's card."""
+        return cards.find(self.card_path or self.model)
 
     @property
     def tile_count(self) -> int:
@@ -173,13 +182,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ChannelCalibration:
-    """What one channel needed pixels for: centre, scale, noise_sigma in input units, weight `l` of the projection."""
+    """What one channel needed pixels for: centre, scale, noise_sigma in input units, weight `l` of the projection.
+
+    refined: whether the network adds its residual; not where there is more noise than it was trained for.
+    """
 
     centre: float
     scale: float
     noise_sigma: float
     noise_method: str
     weight: float
+    refined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +226,14 @@ def resolve(
         )
     card = _card(header, places, request, warnings)
     told = request.told
+    for place in places:
+        if (
+            not -place.scale < place.first + (place.coarse - 1) * place.scale
+            or not place.first < place.fine - 1 + place.scale
+        ):
+            raise UsageError(
+                what="the reference and the input do not overlap", fix="give a reference of the same place"
+            )
     channels = tuple(
         _channel_plan(header, number, channel, card, request, places, told)
         for number, channel in enumerate(header.channels)
@@ -230,13 +251,14 @@ def resolve(
         modality=header.modality,
         dtype=header.dtype,
         channels=channels,
-        model=request.model if card.network and request.model else card.id if card.network else card.name,
+        model=card.id if card.network else card.name,
+        card_path=request.model if request.model and request.model.endswith(".json") else "",
         weights_sha256=card.sha256 or None,
         noise=parse_noise(request.noise),
         shard=(),
         predicted_bytes=0,
         memory_bytes=parse_bytes(request.memory),
-        workers=request.workers or (1 if card.network else cores),
+        workers=request.workers if request.workers is not None else (1 if card.network else cores),
         device=request.device,
         facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
         axes_named=header.anatomical_axes or tuple(header.grid.axes),
@@ -251,6 +273,14 @@ def resolve(
 
 
 def _fine_grid(header: Header, request: Request, reference: Grid | None, warnings: list[str]) -> Grid:
+    """The grid asked for. Raises UsageError: what is wrong is the request, not the input."""
+    try:
+        return _grid_asked(header, request, reference, warnings)
+    except GeometryError as error:
+        raise UsageError(error.what, error.why, error.fix) from error
+
+
+def _grid_asked(header: Header, request: Request, reference: Grid | None, warnings: list[str]) -> Grid:
     grid = header.grid
     asked = [request.scale is not None, request.spacing is not None, reference is not None]
     if sum(asked) > 1:
@@ -324,6 +354,9 @@ def _card(header: Header, places: Sequence[Placement], request: Request, warning
                     what=f"{card.id} does not fit this input: {reason}", fix="use --model floor, which always fits"
                 )
             card.verify()
+            blur = _unknown_blur(card, header, places, request.told)
+            if blur:
+                warnings.append(f"{blur}: the result is untested")
         return card
     if refusal:
         raise InputError(
@@ -332,6 +365,10 @@ def _card(header: Header, places: Sequence[Placement], request: Request, warning
         )
     for card in reversed(cards.available()):  # the newest version of a name comes last
         if card.network and not _misfit(card, header, places):
+            blur = _unknown_blur(card, header, places, request.told)
+            if blur:
+                warnings.append(f"{blur}: made with the floor")
+                return cards.find("floor")
             card.verify()
             return card
     if header.domain:
@@ -347,6 +384,21 @@ def _misfit(card: ModelCard, header: Header, places: Sequence[Placement]) -> str
     if card.axes == "through-plane" and changed != (header.slice_axis,):
         return "it refines the slice axis alone"
     return card.suits([p.scale for p in places])
+
+
+def _unknown_blur(card: ModelCard, header: Header, places: Sequence[Placement], told: Told) -> str:
+    """Why the blur is beyond what a network was trained for, '' if it is not."""
+    if card.blur_fwhm_coarse is None:
+        return ""
+    low, high = card.blur_fwhm_coarse[0] / BLUR_SLACK, card.blur_fwhm_coarse[1] * BLUR_SLACK
+    for number, channel in enumerate(header.channels):
+        for a, profile in enumerate(header.profiles(number, told)):
+            if channel.kind != "image" or not places[a].changed:
+                continue
+            width = profile.fwhm_coarse(header.grid.spacing[a], millimetres=header.grid.frame.unit == "mm")
+            if not low <= width <= high:
+                return f"{profile} is {width:.2g} coarse samples wide, {card.id} knows {low:.2g} to {high:.2g}"
+    return ""
 
 
 def _channel_plan(
@@ -398,18 +450,30 @@ def _multiple_of(card: ModelCard, changed: bool, axis: int) -> int:
 
 
 def _with_shard(plan: Plan, card: ModelCard) -> Plan:
-    """The plan with the largest tile that fits the memory budget."""
+    """The plan with the largest tile that fits the budget with one worker, then with as many workers as fit.
+
+    The tile decides the bytes of a network's product in the last digits, so the workers must not decide the tile.
+    """
     smallest = 0
     for tile in TILES[plan.fine.ndim]:
         shard = tuple(_shard_side(plan, a, side) for a, side in enumerate(tile))
-        predicted = predicted_bytes(plan, card, shard)
+        predicted = predicted_bytes(plan, card, shard, 1)
         smallest = predicted if not smallest else min(smallest, predicted)
-        if predicted <= plan.memory_bytes:
-            return replace(plan, shard=shard, predicted_bytes=predicted)
+        if predicted > plan.memory_bytes:
+            continue
+        fitting = [n for n in range(1, plan.workers + 1) if predicted_bytes(plan, card, shard, n) <= plan.memory_bytes]
+        warnings = plan.warnings
+        if fitting[-1] < plan.workers:
+            warnings = (
+                *warnings,
+                f"{fitting[-1]} of {plan.workers} workers fit the memory budget; raise --memory for more",
+            )
+        predicted = predicted_bytes(plan, card, shard, fitting[-1])
+        return replace(plan, shard=shard, predicted_bytes=predicted, workers=fitting[-1], warnings=warnings)
     raise BudgetError(
         what=f"the smallest tile needs {smallest / 1e9:.2f} GB, the budget is {plan.memory_bytes / 1e9:.2f} GB",
         why="nothing can be made in less",
-        fix=f"give --memory {math.ceil(smallest / 1e8) / 10:g}GB, or fewer --workers",
+        fix=f"give --memory {math.ceil(smallest / 1e8) / 10:g}GB",
     )
 
 
@@ -420,14 +484,14 @@ def _shard_side(plan: Plan, axis: int, side: int) -> int:
     return math.ceil(min(side, plan.fine.shape[axis]) / chunk) * chunk
 
 
-def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
-    """Upper bound of the resident memory of a run with tiles of `shard` fine samples."""
+def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int], workers: int) -> int:
+    """Upper bound of the resident memory of a run with tiles of `shard` fine samples and so many workers."""
     tiles = cover(plan, card, shard)
     pieces = [span.pieces() for span in tiles.spans]
     read = math.prod(max(p[0][1] - p[0][0] for p in axis) for axis in pieces)
     estimate = math.prod(max(p[2][1] - p[2][0] for p in axis) for axis in pieces)
     channels = len(plan.channels)
-    network = int(card.bytes_per_sample * read) if card.network else 0
+    network = int(card.bytes_per_sample * read + card.bytes_fixed) if card.network else 0
     buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 4)  # read ahead; written, encoded and waiting shards
     per_worker = estimate * BYTES_PER_ESTIMATE + network + buffers
-    return PROCESS_BYTES["network" if card.network else "floor"] + plan.workers * per_worker
+    return PROCESS_BYTES["network" if card.network else "floor"] + workers * per_worker

@@ -144,6 +144,10 @@ def summarise(
                 over_noise=total.rms / sigma if compared and sigma else None,
             )
         )
+    floored = [
+        c.name for c, n in zip(made.channels, numbers, strict=True) if c.treatment == "network" and not n.refined
+    ]
+    beyond = f"more noise than the network knows, made with the floor: {', '.join(floored)}"
     noisy = [c for c in channels if c.over_noise is not None]
     return RunReport(
         output=made.output,
@@ -170,7 +174,7 @@ def summarise(
         consistency_max=everything.maximum if everything.count else None,
         channels=tuple(channels),
         facts=made.facts,
-        warnings=made.warnings,
+        warnings=(*made.warnings, beyond) if floored else made.warnings,
         version=made.version,
     )
 

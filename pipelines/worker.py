@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pipelines import card as cards
 from pipelines import interpolation
 from pipelines.degradation import Degradation, Profile, along
 from pipelines.errors import StoreError, TruescaleError
@@ -52,7 +51,7 @@ class Worker:
             raise StoreError(what="the work folder holds no plan", fix="start the run again")
         self.plan = Plan.from_json(data)
         self.calibration = Calibration.from_json(calibration)
-        self.card = cards.find(self.plan.model)
+        self.card = self.plan.card
         self.cover = self.plan.cover(self.card)
         self.places = self.plan.places
         self.models = [self.plan.degradation(c) for c in range(len(self.plan.channels))]
@@ -118,7 +117,7 @@ class Worker:
 
     def _network(self, tile: Tile, window: Window) -> dict[int, NDArray[np.float32]] | None:
         """Channel -> residual on `estimate`, over the channel's scale; None without a network."""
-        chosen = [c for c, channel in enumerate(self.plan.channels) if channel.treatment == "network"]
+        chosen = [c for c, channel in enumerate(self.calibration.channels) if channel.refined]
         if self.predictor is None or not chosen:
             return None
         folded = [

@@ -1,0 +1,83 @@
+"""The noise estimate on known noise, and what follows from too much of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pipelines import runner
+from pipelines.calibration import QUIET_BIAS, noise_sigma, windows
+from pipelines.planning import Calibration
+from tests.pipelines.test_runner import _scene, made, raster
+
+RNG = np.random.default_rng(11)
+
+
+def _estimate(values: np.ndarray, *, rician: bool = False) -> tuple[float, str]:
+    return noise_sigma(values, np.ones(values.shape, bool), rician=rician)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 3.0, 40.0])
+def test_white_noise_is_estimated_to_five_percent(sigma: float) -> None:
+    found, method = _estimate(100 + RNG.normal(0, sigma, (12, 96, 96)))
+    assert method.startswith("wavelet")
+    assert found == pytest.approx(sigma, rel=0.05)
+
+
+def test_the_bias_of_the_quiet_blocks_is_what_the_constant_says() -> None:
+    assert _estimate(RNG.normal(size=(60, 96, 96)))[0] * QUIET_BIAS == pytest.approx(QUIET_BIAS, rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.008, 0.015, 0.03])
+def test_noise_over_a_scene_as_a_sensor_blurs_it(share: float) -> None:
+    scene = ndimage.gaussian_filter(RNG.normal(size=(12, 96, 96)), (0, 1.0, 1.0))
+    sigma = share * np.ptp(scene)
+    # what is left of the texture adds to the noise: most where there is little of it
+    assert 0.9 <= _estimate(scene + sigma * RNG.normal(size=scene.shape))[0] / sigma <= 1.6
+
+
+def _head(sigma: float) -> np.ndarray:
+    tissue = np.zeros((16, 20, 48, 48))
+    tissue[5:11, :, 8:40, 8:40] = 300 + 60 * ndimage.gaussian_filter(RNG.normal(size=(6, 20, 32, 32)), 1) * 8
+    return np.hypot(tissue + RNG.normal(0, sigma, tissue.shape), RNG.normal(0, sigma, tissue.shape))
+
+
+@pytest.mark.parametrize("sigma", [2.0, 6.0])
+def test_the_background_of_a_magnitude_image_tells_its_noise(sigma: float) -> None:
+    found, method = _estimate(_head(sigma), rician=True)
+    assert method.startswith("background")
+    assert found == pytest.approx(sigma, rel=0.05)
+
+
+def test_a_zeroed_background_is_not_believed() -> None:
+    head = _head(4.0)
+    head[head < 40] = 0
+    assert not _estimate(head, rician=True)[1].startswith("background")
+
+
+def test_windows_lie_in_the_image_and_reach_its_corners() -> None:
+    for shape in ((30, 200, 180), (400, 90), (3, 5, 4), (1, 1)):
+        boxes = list(windows(shape))
+        assert all(b.clip(shape) == b for b in boxes)
+        assert boxes[0].start[-1] == 0
+        assert max(b.stop[-1] for b in boxes) == shape[-1]
+
+
+def test_more_noise_than_the_network_knows_gives_the_floor_and_says_so(tmp_path: Path) -> None:
+    scene = np.stack([_scene((64, 64)), _scene((64, 64), 1)])
+    noise = 0.3 * np.ptp(scene)
+    product, _, store = made(
+        tmp_path / "a", scene, raster((64, 64), bands=2), scale=2, model="lattice-geo", noise=noise
+    )
+    floor, _, _ = made(tmp_path / "b", scene, raster((64, 64), bands=2), scale=2, noise=noise)
+    assert np.array_equal(product, floor)
+    assert not any(c.refined for c in Calibration.from_json(store.read_json("calibration.json") or {}).channels)
+    from pipelines.image import ArraySource
+
+    report = runner.upscale(
+        ArraySource(scene, raster((64, 64), bands=2)), tmp_path / "o.zarr", scale=2, model="lattice-geo", noise=noise
+    )
+    assert any("more noise" in w for w in report.warnings)
