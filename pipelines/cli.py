@@ -377,12 +377,16 @@ def train(config: Path, data: Path | None, out: Path | None, resume: bool) -> No
 def main() -> None:
     """Run the command line; errors become one or two lines and an exit code."""
     debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        truescale.main(standalone_mode=False)
+        truescale.main(["--debug", *arguments] if debug else arguments, standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            error.show()
+        else:
+            click.echo(f"error    {error.format_message()} See --help.", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         _fail(StoppedError(what="stopped", fix="the same call with --resume goes on"), debug)

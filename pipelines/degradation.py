@@ -25,6 +25,9 @@ FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 CUT_SIGMA = 4.0
 """Gaussians end here, on both sides, before the integral."""
 
+LOST = 1e-3
+"""A row that loses more than this share beyond a partial reference is no constraint."""
+
 NEGLIGIBLE = 1e-7
 """A row of (K + l I)^-1 below this share of its peak is out of reach."""
 
@@ -140,14 +143,29 @@ def axis_matrix(place: Placement, profile: Profile, width_fine: float | None = N
     weights = np.diff(cumulative(np.stack([offset - 0.5, offset + 0.5])), axis=0)[0]
     inside = (columns >= 0) & (columns < place.fine)
     weights = np.where(inside, weights, 0.0)
-    seen = weights.sum(axis=1)
-    weights[seen < 0.25 * total] = 0.0  # beyond a reference that is smaller than the input
+    lost = np.maximum(_beyond(place, centres, cumulative, total), 0.0)
+    weights[lost > LOST] = 0.0
     rows = np.broadcast_to(np.arange(place.coarse)[:, None], columns.shape)
     keep = weights > 0
     matrix = sparse.csr_array((weights[keep], (rows[keep], columns[keep])), shape=(place.coarse, place.fine))
     if profile.kind == "wald":
         matrix = sparse.csr_array(matrix @ _wald_blur(place.fine, 1.0 / s))
     return _normalised(matrix)
+
+
+def _beyond(
+    place: Placement, centres: NDArray[np.float64], cumulative: Cumulative, total: float
+) -> NDArray[np.float64]:
+    """Share of each row's weight on parts of the scene that are measured but not on the fine lattice.
+
+    0 where both lattices share a face; not so with a reference that covers a part of the input only.
+    """
+    half = float(place.scale) / 2
+    low = cumulative(-0.5 - centres) - cumulative(np.array([-math.inf]))
+    high = cumulative(np.array([math.inf])) - cumulative(place.fine - 0.5 - centres)
+    cut_low = centres[0] - half < -0.5 - 0.5  # by more than the half fine sample that rounding explains
+    cut_high = centres[-1] + half > place.fine - 0.5 + 0.5
+    return np.asarray((low * cut_low + high * cut_high) / total)
 
 
 def _wald_blur(length: int, sigma: float) -> sparse.csr_array:
@@ -293,8 +311,11 @@ def _cached_matrix(place: Placement, profile: Profile, width: float | None) -> s
 
 def _reach(matrix: sparse.csr_array) -> int:
     """Smallest distance from which on the inverse of K, on a window in the middle, is below NEGLIGIBLE of its peak."""
-    middle = matrix.shape[0] // 2
-    rows = matrix[max(0, middle - 100) : middle + 100].toarray()
+    seeing = matrix[np.flatnonzero(np.diff(matrix.indptr))]  # a reference may cover a part of the input only
+    if seeing.shape[0] == 0:
+        return 0
+    middle = seeing.shape[0] // 2
+    rows = seeing[max(0, middle - 100) : middle + 100].toarray()
     kernel = rows @ rows.T
     weight = max(1e-12, 0.0 if well_conditioned(kernel) else 1e-4) * float(np.linalg.norm(kernel, 2))
     row = np.abs(np.linalg.inv(kernel + weight * np.eye(len(kernel)))[len(kernel) // 2])

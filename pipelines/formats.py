@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -52,7 +53,7 @@ def _load(name: str) -> Any:
 def kind_of(path: Path) -> str:
     """The key of READERS for a path, by its name, then by its first bytes. Raises InputError."""
     text = str(path)
-    if "://" in text or text.startswith("/vsi"):
+    if re.match(r"[A-Za-z][\w+.-]+:/", text) or text.startswith("/vsi"):
         raise InputError(
             what=f"'{path.name}' is a remote path", why="the network is never used", fix="download the file first"
         )

@@ -18,6 +18,7 @@ from pipelines.errors import UsageError
 from pipelines.grid import Box
 from pipelines.image import Header, Source, Told
 from pipelines.projection import Residual
+from pipelines.request import parse_noise
 from pipelines.verification import verify
 from pipelines.zarr_image import Statistics, ZarrImage, write_image
 
@@ -120,6 +121,7 @@ def check(
 
     Raises UsageError if the two do not have the same channels, GeometryError if their grids do not fit.
     """
+    noise = parse_noise(noise)
     told = Told(Profile.parse(degradation) if degradation else None, slice_thickness)
     chosen = tuple(bands) if bands else None
     with (

@@ -113,9 +113,10 @@ def stable_weight(degradation: Degradation) -> float:
 
 def _middle_kernel(matrix: sparse.csr_array) -> NDArray[np.float64]:
     """A A^T of at most 64 rows from the middle: decides about the axis, whatever the tile."""
-    middle = matrix.shape[0] // 2
-    rows = matrix[max(0, middle - 32) : middle + 32]
-    return np.asarray((rows @ rows.T).toarray())
+    seeing = matrix[np.flatnonzero(np.diff(matrix.indptr))]
+    middle = seeing.shape[0] // 2
+    rows = seeing[max(0, middle - 32) : middle + 32]
+    return np.asarray((rows @ rows.T).toarray()) if seeing.shape[0] else np.eye(1)
 
 
 def project(

@@ -121,7 +121,7 @@ def summarise(
 ) -> RunReport:
     """The report of a finished run. checked: the residuals of the written product; written: its header."""
     numbers = calibration.channels
-    channels, everything, weighted = [], Residual(), 0.0
+    channels, everything, weighted, counted = [], Residual(), 0.0, 0
     for c, channel in enumerate(made.channels):
         total = checked.total(c) if checked.slabs else Residual()
         before = Residual()
@@ -131,7 +131,8 @@ def summarise(
         compared = channel.treatment != "nearest"
         if compared:
             everything = everything.merged(total)
-            weighted += total.sum_squares / sigma**2 if sigma else 0.0
+            if sigma:
+                weighted, counted = weighted + total.sum_squares / sigma**2, counted + total.count
         channels.append(
             ChannelResult(
                 name=channel.name,
@@ -148,7 +149,10 @@ def summarise(
         c.name for c, n in zip(made.channels, numbers, strict=True) if c.treatment == "network" and not n.refined
     ]
     beyond = f"more noise than the network knows, made with the floor: {', '.join(floored)}"
-    noisy = [c for c in channels if c.over_noise is not None]
+    unknown = [n.name for n in channels if n.noise_method == "none" and made.noise == "auto" and n.rmse is not None]
+    warnings = list(made.warnings) + ([beyond] if floored else [])
+    if unknown:
+        warnings.append(f"the noise could not be estimated, taken as 0: {', '.join(unknown)}; tell it with --noise")
     return RunReport(
         output=made.output,
         model=made.model,
@@ -170,11 +174,11 @@ def summarise(
         tiles=len(records),
         tiles_resumed=resumed,
         consistency_rmse=everything.rms if everything.count else None,
-        consistency_over_noise=(weighted / everything.count) ** 0.5 if noisy and everything.count else None,
+        consistency_over_noise=(weighted / counted) ** 0.5 if counted else None,
         consistency_max=everything.maximum if everything.count else None,
         channels=tuple(channels),
         facts=made.facts,
-        warnings=(*made.warnings, beyond) if floored else made.warnings,
+        warnings=tuple(warnings),
         version=made.version,
     )
 

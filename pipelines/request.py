@@ -96,6 +96,8 @@ def parse_axes(text: str | float, grid: Grid, what: str) -> tuple[Fraction | Non
         if isinstance(error, UsageError):
             raise
         raise UsageError(what=f"{what} '{text}' is not understood", fix=f"write one number or {example}") from error
+    if any(v > 10**6 for v in values):
+        raise UsageError(what=f"{what} '{text}' is absurd", fix=f"write one number or {example}")
     if len(values) not in (1, grid.ndim):
         raise UsageError(
             what=f"{what} '{text}' has {len(values)} numbers, the input has {grid.ndim} axes ({', '.join(grid.axes)})",

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from pipelines import formats, planning
 from pipelines.calibration import calibrate
 from pipelines.engine import local
-from pipelines.errors import InputError, StoppedError, TileError, UsageError
+from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
 from pipelines.filling import fill_invalid
 from pipelines.grid import Box, Factor, Grid
 from pipelines.image import ArraySource, Header, Source, Told
@@ -117,7 +117,7 @@ def upscale(
     request = Request(**asked)
     paths = Paths(Path(output), Path(work) if work else None, overwrite, resume)
     watch = Stopwatch()
-    check_output(paths)
+    check_output(paths, source)
     with watch.stage("open"):
         opened = (
             formats.open_source(source, bands=_chosen(bands), nodata=nodata, slice_thickness=request.told.thickness_mm)
@@ -130,13 +130,14 @@ def upscale(
             check_device(made)
             check_space(made, paths)
         on_plan(made)
+        prepare(Store(paths.work_folder), made, paths)
         try:
             return _carry_out(opened, made, paths, watch, progress, stopped)
         except StoppedError:
             raise  # what is done waits for --resume
         except BaseException:
             if paths.work is None:
-                shutil.rmtree(paths.work_folder, ignore_errors=True)
+                Store(paths.work_folder).remove()
             raise
 
 
@@ -144,7 +145,6 @@ def _carry_out(
     opened: Source, made: Plan, paths: Paths, watch: Stopwatch, progress: Progress, stopped: Callable[[], bool]
 ) -> RunReport:
     store = Store(paths.work_folder)
-    prepare(store, made, paths)
     resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped)
     product = StoredProduct(store, _product_header(opened.header, made), made)
     sink = formats.sink_for(paths.output)
@@ -161,7 +161,7 @@ def _carry_out(
     report = replace(report, clipped=counts.get("clipped", 0))
     write_report(report, paths.output)
     if paths.work is None:
-        shutil.rmtree(store.folder, ignore_errors=True)
+        store.remove()
     return report
 
 
@@ -178,10 +178,13 @@ def run(
 
     What an earlier run of the same plan has done is kept.
     """
-    with watch.stage("read"):
-        _ingest(store, opened, made, progress, stopped)
-    with watch.stage("calibrate"):
-        _calibrate(store, made)
+    try:
+        with watch.stage("read"):
+            _ingest(store, opened, made, progress, stopped)
+        with watch.stage("calibrate"):
+            _calibrate(store, made)
+    except OSError as error:
+        raise disk_failed("the work folder", error) from error
     worker = Worker(store.folder, device=made.device, threads=_threads(made))
     with watch.stage("load"):
         worker.predictor  # noqa: B018 - loaded here, once, before several threads ask for it
@@ -224,6 +227,15 @@ def _threads(made: Plan) -> int:
 
 def _chosen(bands: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(bands) if bands else None
+
+
+def disk_failed(what: str, error: OSError) -> StoreError:
+    """A full or failing disk, as an error that a run can resume from."""
+    return StoreError(
+        what=f"{what} could not be written ({error.strerror or error})",
+        why="the plan names the space a run needs",
+        fix="free space and run again (upscale: with --resume)",
+    )
 
 
 def check_device(made: Plan) -> None:
@@ -330,6 +342,8 @@ def upscale_array(
         degradation=str(told.profile) if told.profile else None,
         **asked,
     )
+    if not np.isfinite(samples).all():
+        header = replace(header, may_have_invalid=True)
     source = ArraySource(samples, header)
     with one_blas_thread(), tempfile.TemporaryDirectory(dir=work) as folder:
         made = plan(source, request, like=like)
@@ -352,7 +366,7 @@ def ingest(
     path = Path(output)
     if path.suffix != ".zarr":
         raise UsageError(what=f"the output '{path.name}' does not end with .zarr", fix="name it like scan.zarr")
-    check_output(Paths(path, overwrite=overwrite))
+    check_output(Paths(path, overwrite=overwrite), source)
     opened = (
         formats.open_source(source, bands=_chosen(bands), nodata=nodata) if isinstance(source, (str, Path)) else source
     )
@@ -364,6 +378,8 @@ def ingest(
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
+    except OSError as error:
+        raise disk_failed(f"'{path.name}'", error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,10 @@ from pipelines.grid import Box
 
 if TYPE_CHECKING:
     import zarr
+
+OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
+OWN_FILES = ("plan.json", "ingest.json", "calibration.json")
+"""What a run writes in its work folder."""
 
 COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
 """Chunks of the ingested samples per number of axes: small enough to read a tile's halo, large enough to be quick."""
@@ -58,6 +64,15 @@ class Store:
     def fine(self) -> Path:
         """The group of the fine samples."""
         return self.folder / "fine.zarr"
+
+    def remove(self) -> None:
+        """Remove what a run has written here, and the folder if nothing else is in it."""
+        for name in OWN_FOLDERS:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in OWN_FILES:
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write NAME whole or not at all."""

@@ -65,16 +65,20 @@ class Span:
         if place.changed:
             margin = self.support + self.reach
             low, high = self._nearest(write)
-            rows = (max(0, low - margin), min(place.coarse, high + margin + 1))
-            # samples seen by those rows, and never fewer than are written
-            see = [place.first + j * place.scale for j in (rows[0] - self.support, rows[1] - 1 + self.support)]
-            estimate = (
-                min(write[0], max(0, math.floor(see[0]))),
-                max(write[1], min(place.fine, math.ceil(see[1]) + 1)),
-            )
+            first = min(place.coarse, max(0, low - margin))
+            rows = (first, max(first, min(place.coarse, high + margin + 1)))  # empty far outside the input
+            if rows[0] < rows[1]:  # samples seen by those rows, and never fewer than are written
+                see = [place.first + j * place.scale for j in (rows[0] - self.support, rows[1] - 1 + self.support)]
+                estimate = (
+                    min(write[0], max(0, math.floor(see[0]))),
+                    max(write[1], min(place.fine, math.ceil(see[1]) + 1)),
+                )
         low, high = self._nearest(estimate)
-        start = math.floor((low - self.halo) / self.multiple_of) * self.multiple_of
-        return (start, high + self.halo + 1), rows, estimate, write
+        low, stop = low - self.halo, high + self.halo + 1
+        if place.changed and rows[0] < rows[1]:
+            low, stop = min(low, rows[0]), max(stop, rows[1])
+        start = math.floor(low / self.multiple_of) * self.multiple_of
+        return (start, stop), rows, estimate, write
 
     def _nearest(self, fine: tuple[int, int]) -> tuple[int, int]:
         """Coarse samples nearest to the first and last fine sample of a range."""

@@ -165,11 +165,17 @@ class Worker:
     ) -> tuple[NDArray[np.float64], tuple[float, int, float], tuple[float, int, float]]:
         """The projected estimate, and the residual over the tile's own rows before and after."""
         model = self.models[channel]
+        if 0 in tile.rows.shape:  # far outside the input: nothing was measured there
+            return image, (0.0, 0, 0.0), (0.0, 0, 0.0)
         matrices: list[sparse.csr_array | None] = [None] * len(self.places)
         spectra = []
         for a in model.changed:
             rows, fine = (tile.rows.start[a], tile.rows.stop[a]), (tile.estimate.start[a], tile.estimate.stop[a])
-            matrices[a], spectrum = self._axis(self.plan.channels[channel].spec[a], channel, a, rows, fine)
+            # channels of one blur share their matrices
+            twin = next(
+                c for c, other in enumerate(self.plan.channels) if other.spec == self.plan.channels[channel].spec
+            )
+            matrices[a], spectrum = self._axis(twin, a, rows, fine)
             spectra.append(spectrum)
         local = Degradation(tile.rows.shape, tile.estimate.shape, tuple(matrices))
         own = tile.rows.within(window.box).slices
@@ -189,10 +195,9 @@ class Worker:
         )
 
     def _axis_uncached(
-        self, spec: str, channel: int, axis: int, rows: tuple[int, int], fine: tuple[int, int]
+        self, channel: int, axis: int, rows: tuple[int, int], fine: tuple[int, int]
     ) -> tuple[sparse.csr_array, Spectrum]:
         """Rows of one axis on the estimate's samples, with their eigenvectors: shared by a whole row of tiles."""
-        del spec  # only a key: channels of one blur still differ in nothing else
         whole = self.models[channel]
         one = Degradation((whole.coarse_shape[axis],), (whole.fine_shape[axis],), (whole.matrices[axis],))
         matrix = one.crop(Box((rows[0],), (rows[1],)), Box((fine[0],), (fine[1],))).matrices[0]

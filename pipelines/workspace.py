@@ -29,13 +29,21 @@ class Paths:
         return self.work or self.output.with_name(self.output.name + ".work")
 
 
-def check_output(paths: Paths) -> None:
-    """Raise UsageError unless the output can be written there."""
-    parent = paths.output.parent
-    if not parent.is_dir():
-        raise UsageError(what=f"the output folder '{parent}' does not exist", fix="make it first")
-    if paths.output.exists() and not paths.overwrite:
-        raise UsageError(what=f"the output '{paths.output.name}' exists", fix="give --overwrite to replace it")
+def check_output(paths: Paths, source: object) -> None:
+    """Raise UsageError unless the output can be written there without harm to the input."""
+    output, folder = paths.output, paths.output.parent
+    if not folder.is_dir():
+        raise UsageError(what=f"the output folder '{folder}' does not exist", fix="make it first")
+    if isinstance(source, (str, Path)) and output.exists() and Path(source).exists() and output.samefile(source):
+        raise UsageError(what="the output is the input", why="the measurement would be lost", fix="name another output")
+    if output.exists() and not paths.overwrite:
+        raise UsageError(what=f"the output '{output.name}' exists", fix="give --overwrite to replace it")
+    if output.exists() and output.is_dir() != (output.suffix == ".zarr"):
+        raise UsageError(
+            what=f"'{output.name}' is a {'folder' if output.is_dir() else 'file'}", fix="name another output"
+        )
+    if paths.work_folder.exists() and not paths.work_folder.is_dir():
+        raise UsageError(what=f"the work folder '{paths.work_folder.name}' is a file", fix="name another with --work")
 
 
 def check_space(made: Plan, paths: Paths) -> None:
@@ -68,10 +76,12 @@ def prepare(store: Store, made: Plan, paths: Paths) -> None:
                 why="mixing both would spoil the product",
                 fix="leave out --resume to start again",
             )
-    elif store.folder.exists():
-        if paths.work is not None and old is None and any(store.folder.iterdir()):
-            raise UsageError(
-                what="the folder of --work is not empty and holds no run", fix="name an empty or a new folder"
-            )
-        shutil.rmtree(store.folder)
+    elif old is None and store.folder.is_dir() and any(store.folder.iterdir()):
+        raise UsageError(
+            what=f"the work folder '{store.folder.name}' is not empty and holds no run",
+            why="what lies there may be someone's",
+            fix="move it away, or name an empty folder with --work",
+        )
+    else:
+        store.remove()
     store.write_json("plan.json", made.to_json())

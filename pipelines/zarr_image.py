@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,10 +131,15 @@ def write_image(
     )
     number = np.zeros(count, np.int64)
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
-    done = 0
+    done = digest = 0
     for box in source.blocks(max(INGEST_SAMPLES // count, 1)):
         values = source.read(box)
         known = np.isfinite(values)
+        if valid is None and not known.all():
+            raise InputError(
+                what="the input has invalid samples although its header rules them out", fix="set may_have_invalid"
+            )
+        digest = zlib.crc32(np.ascontiguousarray(values).tobytes(), digest)
         index = (slice(None), *box.slices)
         samples[index] = np.where(known, values, 0)
         if valid is not None and not known.all():
@@ -144,7 +150,8 @@ def write_image(
         high = np.maximum(high, np.where(known.reshape(count, -1), flat, -np.inf).max(axis=1))
         done += box.size
         on_block(done * grid.shape[0] // int(np.prod(grid.shape)), grid.shape[0])
-    attributes = {"truescale": header_to_json(header)}
+    # the digest makes the identity of an image change with its samples
+    attributes = {"truescale": header_to_json(header), "crc32_of_samples": digest}
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     temporary = path / ".zarr.json.partial"
     temporary.write_text(json.dumps(group, indent=1, default=list) + "\n")

@@ -105,7 +105,6 @@ def test_tiles_change_nothing(tmp_path: Path, header: Header, scale: str) -> Non
         product, plan, _ = made(tmp_path / str(number), samples, header, scale=scale, shard=shard)
         products.append(product)
         assert plan.tile_count == len(plan.cover(Worker(tmp_path / str(number)).card))
-    assert len({p.tobytes() for p in products}) >= 1
     for product in products[1:]:
         assert np.abs(product - products[0]).max() <= 1e-6 * np.ptp(samples)
 
@@ -197,7 +196,7 @@ def test_holes_stay_holes_and_do_not_leak(tmp_path: Path) -> None:
     holed = samples.copy()
     holed[20:30, 40:60] = np.nan
     holed[0, 0] = np.nan
-    garbage = holed.copy()
+    garbage = np.where(np.isnan(holed), np.inf, holed)
     product, _, _ = made(tmp_path / "a", holed, header, scale=2)
     again, _, _ = made(tmp_path / "b", garbage, header, scale=2)
     assert np.array_equal(np.isnan(product[0]), np.repeat(np.repeat(np.isnan(holed), 2, 0), 2, 1))
