@@ -295,11 +295,17 @@ def models(name: str | None, as_json: bool) -> None:
             f"{card.weights.stat().st_size / 1e6:.1f} MB" if card.weights and card.weights.is_file() else "-",
             card.sha256[:12] or "-",
             card.licence,
+            next((f"{gain:+.2f} dB, {case}" for case, gain in card.figures.get("mean", {}).items()), "-"),
             card.trained_on,
         ]
         for card in found
     ]
-    click.echo(table(["model", "domain", "refines", "scale", "weights", "sha256", "licence", "trained on"], rows))
+    click.echo(
+        table(
+            ["model", "domain", "refines", "scale", "weights", "sha256", "licence", "over the floor", "trained on"],
+            rows,
+        )
+    )
 
 
 @truescale.command()

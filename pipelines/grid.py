@@ -278,9 +278,9 @@ def placements(coarse: Grid, fine: Grid) -> tuple[Placement, ...]:
     off = step[:-1, :-1] - np.diag(scales)
     if (scales <= 0).any() or np.abs(off).max() > ROTATION_LIMIT_RAD * np.abs(scales).min():
         raise GeometryError(
-            what="the axes of the two grids are not parallel",
-            why="the blur along each axis acts on parallel axes only",
-            fix="resample the reference onto the input's orientation first",
+            what="the axes of the two grids are not parallel, or flipped or in another order",
+            why="the blur acts along the input's axes",
+            fix="resample or reorient the reference onto the input's axes first",
         )
     result = []
     for a in range(coarse.ndim):
