@@ -276,3 +276,52 @@ def test_a_file_run_reports_every_stage(tmp_path: Path) -> None:
     assert report.consistency_over_noise is None
     assert not (tmp_path / "out.zarr.work").exists()
     assert (tmp_path / "out.zarr.report.json").exists()
+
+
+TURNED = np.array([[0.98, -0.17, 0.05], [0.16, 0.97, 0.17], [-0.08, -0.16, 0.98]])
+AFFINES = {
+    "straight": np.eye(3),
+    "oblique": TURNED,
+    "flipped": np.diag([-1.0, 1.0, -1.0]),
+    "permuted": np.eye(3)[[2, 0, 1]],
+    "sheared": np.array([[1, 0.02, 0], [0, 1, 0.03], [0, 0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("scale", ["2", "4", "9/2", "25/6"])
+def test_world_coordinates_come_back_on_any_volume_grid(tmp_path: Path, name: str, scale: str) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = AFFINES[name] * [4.0, 1.1, 0.9]
+    affine[:3, 3] = [-80, 40, 12]
+    header = replace(volume((30, 5, 6), 4.0, 4.0), dtype="float64")
+    header = replace(header, grid=replace(header.grid, affine=affine))
+    index = np.stack(np.meshgrid(*[np.arange(n, dtype=float) for n in (30, 5, 6)], indexing="ij"), -1)
+    world = header.grid.world(index)
+    for axis in range(3):
+        product, plan, _ = made(tmp_path / str(axis), world[..., axis], header, scale=f"{scale}x1x1")
+        fine = np.stack(np.meshgrid(*[np.arange(n, dtype=float) for n in plan.fine.shape], indexing="ij"), -1)
+        inner = [9 <= u <= 20 for u in plan.places[0].coordinates()]
+        assert np.abs(product[0] - plan.fine.world(fine)[..., axis])[inner].max() <= 1e-4
+    whole = Fraction(scale) * 30 == int(Fraction(scale) * 30)
+    assert np.abs(plan.fine.faces() - plan.coarse.faces()).max() <= (
+        1e-9 if whole else 0.25 * 4 / float(Fraction(scale))
+    )
+
+
+@pytest.mark.parametrize(
+    "linear", [[[0, 10], [-10, 0]], [[0, 10], [10, 0]], [[3, 9.5], [-9.5, 3]], [[0, 10], [-8, 2]]],
+    ids=["north-up", "south-up", "rotated", "sheared"],
+)  # fmt: skip
+@pytest.mark.parametrize("scale", ["2", "4"])
+def test_world_coordinates_come_back_on_any_raster_grid(tmp_path: Path, linear: list[list[float]], scale: str) -> None:
+    affine = np.array([[*linear[0], 5.0e5], [*linear[1], 5.0e6], [0, 0, 1]])
+    header = replace(raster((48, 44), bands=2), dtype="float64")
+    header = replace(header, grid=replace(header.grid, affine=affine))
+    index = np.stack(np.mgrid[:48, :44].astype(float), -1)
+    product, plan, _ = made(tmp_path, np.moveaxis(header.grid.world(index), -1, 0), header, scale=scale)
+    fine = np.moveaxis(plan.fine.world(np.stack(np.mgrid[: plan.fine.shape[0], : plan.fine.shape[1]], -1)), -1, 0)
+    edge = 16 * int(scale)
+    error_px = np.abs(product - fine)[:, edge:-edge, edge:-edge] / min(header.grid.spacing)
+    assert error_px.max() <= 1e-6
+    assert np.abs(plan.fine.faces() - plan.coarse.faces()).max() <= 1e-6
