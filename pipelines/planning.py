@@ -34,8 +34,8 @@ MAX_SCALE = 16
 ISOTROPIC_LIMIT = 8
 """Without a scale, an anisotropic volume becomes isotropic, but never by more than this."""
 
-PROCESS_BYTES = {"floor": 330_000_000, "network": 900_000_000}
-"""Resident memory of the program before the first tile: measured with NumPy, SciPy and zarr; with torch and MONAI."""
+PROCESS_BYTES = {"floor": 800_000_000, "network": 1_200_000_000}
+"""Memory whatever the tile: the program (without and with torch), and the slabs of reading, export and verification."""
 
 BYTES_PER_ESTIMATE = 60
 """Peak bytes per fine sample and channel of the interpolation and projection (float64, several copies; measured)."""

@@ -29,7 +29,7 @@ from pipelines.request import Request
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import verify
 from pipelines.worker import Worker, run_tiles
-from pipelines.workspace import Paths, check_output, check_space, prepare
+from pipelines.workspace import Paths, check_output, check_space, held, prepare
 from pipelines.zarr_image import Statistics, ZarrImage, write_image
 
 Progress = Callable[[str, int, int], None]
@@ -130,15 +130,16 @@ def upscale(
             check_device(made)
             check_space(made, paths)
         on_plan(made)
-        prepare(Store(paths.work_folder), made, paths)
-        try:
-            return _carry_out(opened, made, paths, watch, progress, stopped)
-        except StoppedError:
-            raise  # what is done waits for --resume
-        except BaseException:
-            if paths.work is None:
-                Store(paths.work_folder).remove()
-            raise
+        with held(paths.work_folder):
+            prepare(Store(paths.work_folder), made, paths)
+            try:
+                return _carry_out(opened, made, paths, watch, progress, stopped)
+            except StoppedError:
+                raise  # what is done waits for --resume
+            except BaseException:
+                if paths.work is None:
+                    Store(paths.work_folder).remove()
+                raise
 
 
 def _carry_out(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +88,29 @@ def prepare(store: Store, made: Plan, paths: Paths) -> None:
     else:
         store.remove()
     store.write_json("plan.json", made.to_json())
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a work folder: two runs of one output would spoil each other. Raises UsageError if another holds it.
+
+    A lock of a process of this machine that no longer lives is taken over.
+    """
+    lock = folder.with_name(folder.name + ".lock")
+    try:
+        owner = int(lock.read_text())
+        os.kill(owner, 0)
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        owner = os.getpid()
+    except PermissionError:
+        pass  # alive, and someone else's
+    if owner != os.getpid():
+        raise UsageError(
+            what=f"another run (process {owner}) is at work on '{folder.name}'",
+            fix=f"wait for it, or remove '{lock.name}' if it is none of truescale's",
+        )
+    lock.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)

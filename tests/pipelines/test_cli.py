@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -322,6 +323,17 @@ def test_a_folder_of_someone_else_is_left_alone(run: Run, thick: Path, tmp_path:
     assert (work / "notes.txt").read_text() == "mine"
 
 
+def test_two_runs_of_one_output_do_not_meet(run: Run, thick: Path, tmp_path: Path) -> None:
+    lock = tmp_path / "o.nii.gz.work.lock"
+    lock.write_text(str(os.getppid()))  # a process that lives
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
+    assert code == 2
+    assert "another run" in err
+    lock.write_text("999999999")  # one that does not
+    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")[0] == 0
+    assert not lock.exists()
+
+
 def test_debug_may_stand_anywhere_and_usage_is_one_line(run: Run, thick: Path, tmp_path: Path) -> None:
     code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "flor", "--debug")
     assert code == 2
@@ -450,7 +462,7 @@ def test_a_signal_stops_the_run_so_that_it_can_go_on(thick: Path, tmp_path: Path
     big = tmp_path / "big.nii"
     nib.save(nib.Nifti1Image(_scene((220, 200, 40)), np.diag([1, 1, 4, 1])), big)
     command = [sys.executable, "-m", "pipelines.cli", "upscale", str(big), str(tmp_path / "o.nii"), "--model", "floor"]
-    command += ["--memory", "500MB", "--workers", "1"]
+    command += ["--memory", "1GB", "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     ledger = tmp_path / "o.nii.work" / "ledger"
     deadline = time.monotonic() + 120
