@@ -1,0 +1,64 @@
+"""What a plan depends on, and what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import runner
+from pipelines.grid import Grid
+from pipelines.image import ArraySource, Header
+from pipelines.planning import Plan, resolve
+from pipelines.request import Request
+from pipelines.zarr_image import ZarrImage, write_image
+from tests.pipelines.test_runner import _scene, raster, volume
+
+
+def _plan(header: Header, **asked: object) -> Plan:
+    return resolve(header, "same", Request(**asked), cores=2, version="test")  # type: ignore[arg-type]
+
+
+def _large() -> Header:
+    header = volume((512, 512, 512), 1.0, 1.0)
+    return replace(header, grid=Grid("zyx", (512, 512, 512), np.diag([1.0, 0.5, 0.5, 1]), header.grid.frame))
+
+
+@pytest.mark.parametrize("model", ["floor", "lattice-mri"])
+def test_workers_never_choose_the_tile(model: str) -> None:
+    plans = [_plan(_large(), scale="2x1x1", model=model, workers=n) for n in (1, 2, 4, 8, 32)]
+    assert len({(p.shard, p.run_hash) for p in plans}) == 1
+    assert all(p.predicted_bytes <= p.memory_bytes for p in plans)
+    assert plans[-1].workers < 32
+    assert any("workers fit" in w for w in plans[-1].warnings)
+
+
+def test_json_gives_the_same_plan_back() -> None:
+    plan = _plan(raster(bands=3), scale=2)
+    assert Plan.from_json(plan.to_json()).run_hash == plan.run_hash
+
+
+def test_a_blur_no_network_knows_gives_the_floor_and_says_so() -> None:
+    header = volume((20, 40, 40), 4.0, 4.0)
+    plan = _plan(header, scale="4x1x1", degradation="slice:11")
+    assert plan.model == "floor"
+    assert any("made with the floor" in w for w in plan.warnings)
+    told = _plan(header, scale="4x1x1", degradation="slice:11", model="lattice-mri")
+    assert any("untested" in w for w in told.warnings)
+
+
+def test_the_identity_of_an_image_in_zarr_changes_with_its_samples(tmp_path: Path) -> None:
+    header = raster((20, 20))
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        write_image(ArraySource(_scene((20, 20), seed), header), header, tmp_path / name)
+    a, b, c = (ZarrImage(tmp_path / name).identity for name in "abc")
+    assert a == c != b
+
+
+def test_holes_in_an_array_stay_holes_whatever_its_header_says() -> None:
+    samples = _scene((40, 36))
+    samples[5:9, 7:12] = np.nan
+    product = runner.upscale_array(samples, raster((40, 36)), scale=2, model="floor", noise=0)
+    assert np.isnan(product).sum() == 4 * 20
