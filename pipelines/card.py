@@ -83,6 +83,13 @@ class ModelCard:
         return f"{self.name}-{self.version}"
 
     @property
+    def task(self) -> str:
+        """What it is for, in words."""
+        if not self.network:
+            return "interpolation" + (" that explains the input" if self.project else "")
+        return {"through-plane": "thick slices to thin", "image": "finer pixels"}.get(self.axes, "super-resolution")
+
+    @property
     def weights(self) -> Path | None:
         """The safetensors file, None without a network."""
         return self.folder / self.weights_file if self.folder and self.weights_file else None
@@ -211,12 +218,3 @@ def find(name_or_path: str | Path, folder: Path | None = None) -> ModelCard:
         why=f"known are {', '.join(names)}",
         fix=f"did you mean '{close[0]}'?" if close else "see them with truescale models",
     )
-
-
-def choose(domain: str, scales: Sequence[Fraction | float], folder: Path | None = None) -> ModelCard:
-    """The default model: the newest network for a domain ('med', 'geo', '') and one scale per axis, else the floor."""
-    if any(s != 1 for s in scales):
-        for card in reversed(_bundles(folder)):
-            if card.network and card.domain == domain and not card.suits(scales):
-                return card
-    return BUILT_IN["floor"]

@@ -289,8 +289,8 @@ def models(name: str | None, as_json: bool) -> None:
     rows = [
         [
             card.id if card.network else card.name,
+            card.task,
             card.domain,
-            card.axes,
             f"{card.scales[0]:g}-{card.scales[1]:g}x" if card.network else "any",
             f"{card.weights.stat().st_size / 1e6:.1f} MB" if card.weights and card.weights.is_file() else "-",
             card.sha256[:12] or "-",
@@ -302,7 +302,7 @@ def models(name: str | None, as_json: bool) -> None:
     ]
     click.echo(
         table(
-            ["model", "domain", "refines", "scale", "weights", "sha256", "licence", "over the floor", "trained on"],
+            ["model", "task", "domain", "scale", "weights", "sha256", "licence", "over the floor", "trained on"],
             rows,
         )
     )
@@ -395,7 +395,7 @@ def main() -> None:
             click.echo(f"error    {error.format_message()} See --help.", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        _fail(StoppedError(what="stopped", fix="the same call with --resume goes on"), debug)
+        _fail(StoppedError(what="stopped", fix="run it again; nothing half-written is left"), debug)
     except TruescaleError as error:
         _fail(error, debug)
     except ModuleNotFoundError as error:

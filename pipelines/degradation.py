@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse, special
 
 from pipelines.errors import GeometryError, UsageError
-from pipelines.grid import Box, Grid, Placement, placements
+from pipelines.grid import Box, Grid, Orientation, Placement, placements
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 """Full width at half maximum of a Gaussian over its standard deviation."""
@@ -288,6 +288,20 @@ class Degradation:
             seen = np.asarray(part.sum(axis=1)).ravel()
             matrices.append(sparse.csr_array(sparse.diags_array((seen > whole - 1e-12).astype(float)) @ part))
         return replace(self, coarse_shape=coarse.shape, fine_shape=fine.shape, matrices=tuple(matrices))
+
+    def turned(self, orientation: Orientation) -> Degradation:
+        """The same model of arrays that are turned onto other axes."""
+        matrices = tuple(
+            m if m is None or not back else sparse.csr_array(m[::-1, ::-1])
+            for m, back in zip(orientation.axes(self.matrices), orientation.flipped, strict=True)
+        )
+        return replace(
+            self,
+            coarse_shape=orientation.axes(self.coarse_shape),
+            fine_shape=orientation.axes(self.fine_shape),
+            matrices=matrices,
+            spec=orientation.axes(self.spec) if self.spec else (),
+        )
 
     @property
     def support(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import permutations
 from typing import Any, Self
 
 import numpy as np
@@ -226,6 +227,66 @@ class Grid:
         return cls(data["axes"], tuple(data["shape"]), np.array(data["affine"]), Frame(**data["frame"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """Turns an array onto other axes: its axis `a` becomes axis `order[a]` of the array, backwards if `flipped[a]`."""
+
+    order: tuple[int, ...]
+    flipped: tuple[bool, ...]
+
+    @classmethod
+    def onto(cls, grid: Grid, other: Grid) -> Self:
+        """What turns arrays on `grid` onto the axes of `other`, as closely as axes can be matched.
+
+        Raises GeometryError if the two grids have no world in common.
+        """
+        _require_one_frame(grid, other)
+        step = np.linalg.solve(other.affine, grid.affine)[:-1, :-1]  # index of grid -> index of other
+        share = np.abs(step) / np.linalg.norm(step, axis=0)
+        order = max(permutations(range(grid.ndim)), key=lambda o: sum(share[a, o[a]] for a in range(grid.ndim)))
+        return cls(order, tuple(bool(step[a, o] < 0) for a, o in enumerate(order)))
+
+    @property
+    def turns(self) -> bool:
+        """False if every array stays as it is."""
+        return any(self.flipped) or self.order != tuple(range(len(self.order)))
+
+    @property
+    def inverse(self) -> Orientation:
+        """What turns the result back."""
+        back = tuple(self.order.index(a) for a in range(len(self.order)))
+        return Orientation(back, tuple(self.flipped[a] for a in back))
+
+    def axes(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """One value per axis, in the new order."""
+        return tuple(values[a] for a in self.order)
+
+    def grid(self, grid: Grid) -> Grid:
+        """The same samples at the same places, indexed along the new axes."""
+        affine = np.array(grid.affine)
+        for a, (own, back) in enumerate(zip(self.order, self.flipped, strict=True)):
+            column = grid.affine[:-1, own]
+            affine[:-1, a] = -column if back else column
+            affine[:-1, -1] += column * (grid.shape[own] - 1) * back
+        return Grid(grid.axes, self.axes(grid.shape), affine, grid.frame)
+
+    def box(self, box: Box, shape: Sequence[int]) -> Box:
+        """The place in the turned array of a box in an array of `shape`."""
+        start, stop = [], []
+        for own, back in zip(self.order, self.flipped, strict=True):
+            low, high = box.start[own], box.stop[own]
+            start.append(shape[own] - high if back else low)
+            stop.append(shape[own] - low if back else high)
+        return Box(tuple(start), tuple(stop))
+
+    def array(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A view of (..., *axes) along the new axes."""
+        lead = array.ndim - len(self.order)
+        turned = array.transpose(*range(lead), *(lead + a for a in self.order))
+        backwards = tuple(lead + a for a, back in enumerate(self.flipped) if back)
+        return np.flip(turned, backwards)
+
+
 def fine_length(coarse_length: int, scale: Fraction) -> int:
     """`floor(M s + 1/2)`, exact."""
     return math.floor(coarse_length * scale + Fraction(1, 2))
@@ -262,25 +323,29 @@ class Placement:
         return not (self.scale == 1 and self.first == 0 and self.coarse == self.fine)
 
 
-def placements(coarse: Grid, fine: Grid) -> tuple[Placement, ...]:
-    """One Placement per axis, from the two affines. Raises GeometryError unless the axes are parallel.
-
-    A pair made by `rescaled` gives exact fractions; any other pair is rounded to 1e-9 samples, far below SAME_PLACE.
-    """
-    if coarse.axes != fine.axes or coarse.frame != fine.frame:
+def _require_one_frame(grid: Grid, other: Grid) -> None:
+    if grid.axes != other.axes or grid.frame != other.frame:
         raise GeometryError(
             what="the two grids lie in different frames",
             why="a sample of one has no known place in the other",
             fix="give a reference from the same study or in the same CRS",
         )
+
+
+def placements(coarse: Grid, fine: Grid) -> tuple[Placement, ...]:
+    """One Placement per axis, from the two affines. Raises GeometryError unless the axes are parallel, in one order.
+
+    A pair made by `rescaled` gives exact fractions; any other pair is rounded to 1e-9 samples, far below SAME_PLACE.
+    """
+    _require_one_frame(coarse, fine)
     step = np.linalg.solve(fine.affine, coarse.affine)  # coarse index -> fine index
     scales = np.diag(step)[:-1]
     off = step[:-1, :-1] - np.diag(scales)
     if (scales <= 0).any() or np.abs(off).max() > ROTATION_LIMIT_RAD * np.abs(scales).min():
         raise GeometryError(
-            what="the axes of the two grids are not parallel, or flipped or in another order",
+            what="the axes of the two grids are not parallel",
             why="the blur acts along the input's axes",
-            fix="resample or reorient the reference onto the input's axes first",
+            fix="resample the reference onto the input's axes first",
         )
     result = []
     for a in range(coarse.ndim):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import InputError
-from pipelines.grid import Box, Grid
+from pipelines.grid import Box, Grid, Orientation
 
 ChannelKind = Literal["image", "classes", "alpha"]
 """image: super-resolved; classes: replicated (nearest), never interpolated; alpha: validity, replicated."""
@@ -110,6 +110,24 @@ class Header:
             return tuple(thick if a == self.slice_axis else p for a, p in enumerate(own))
         return own
 
+    def turned(self, orientation: Orientation) -> Header:
+        """What the same image says of itself along other axes; not the file's own affine, which no longer holds."""
+        slice_axis = None if self.slice_axis is None else orientation.order.index(self.slice_axis)
+        return replace(
+            self,
+            grid=orientation.grid(self.grid),
+            channels=tuple(replace(c, profiles=orientation.axes(c.profiles)) for c in self.channels),
+            slice_axis=slice_axis,
+            anatomical_axes=tuple(
+                "-".join(reversed(name.split("-"))) if back else name
+                for name, back in zip(orientation.axes(self.anatomical_axes), orientation.flipped, strict=True)
+            )
+            if self.anatomical_axes
+            else (),
+            file_world="",
+            file_affine=(),
+        )
+
     def degradation(self, fine: Grid, channel: int = 0, told: Told | None = None) -> Degradation:
         """The forward model of one channel from `fine` to this header's grid."""
         return Degradation.between(self.grid, fine, self.profiles(channel, told))
@@ -145,7 +163,7 @@ def header_from_json(data: dict[str, Any]) -> Header:
 
 
 class Source(Protocol):
-    """An open image. Opening reads headers only; it pickles by path; use as a context manager."""
+    """An open image, to inherit from. Opening reads headers only; it pickles by path; use as a context manager."""
 
     @property
     def header(self) -> Header:
@@ -169,14 +187,18 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the file."""
-        ...
+        """Release the file, if one is held."""
+        return
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        """The open image itself."""
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        """Close it."""
+        self.close()
 
 
 class Sink(Protocol):
@@ -203,7 +225,7 @@ def slabs(shape: tuple[int, ...], max_samples: int) -> Iterator[Box]:
         yield Box((start,) + (0,) * (len(shape) - 1), (min(shape[0], start + step), *shape[1:]))
 
 
-class ArraySource:
+class ArraySource(Source):
     """A Source over an array in memory: for tests, for the Python interface, for truths and products.
 
     samples: (channel, *grid.shape) or (*grid.shape), NaN = invalid.
@@ -234,13 +256,28 @@ class ArraySource:
     def read(self, box: Box) -> NDArray[np.floating]:
         return np.array(self._samples[(slice(None), *box.slices)], self._header.working)
 
+
+class TurnedSource(Source):
+    """Another Source along other axes: a product with the axes of its reference, an input with those of its product."""
+
+    def __init__(self, source: Source, orientation: Orientation) -> None:
+        self._source, self._orientation = source, orientation
+        self._header = source.header.turned(orientation)
+
+    @property
+    def header(self) -> Header:
+        return self._header
+
+    @property
+    def identity(self) -> str:
+        return self._source.identity
+
+    def blocks(self, max_samples: int) -> Iterator[Box]:
+        yield from slabs(self._header.grid.shape, max_samples)
+
+    def read(self, box: Box) -> NDArray[np.floating]:
+        own = self._orientation.inverse.box(box, self._header.grid.shape)
+        return self._orientation.array(self._source.read(own))
+
     def close(self) -> None:
-        return None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._source.close()

@@ -15,11 +15,12 @@ from pipelines import formats
 from pipelines.calibration import noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import UsageError
-from pipelines.grid import Box
-from pipelines.image import Header, Source, Told
+from pipelines.grid import Box, Orientation
+from pipelines.image import Header, Source, Told, TurnedSource
 from pipelines.projection import Residual
 from pipelines.request import parse_noise
 from pipelines.verification import verify
+from pipelines.workspace import require_space
 from pipelines.zarr_image import Statistics, ZarrImage, write_image
 
 Progress = Callable[[str, int, int], None]
@@ -69,6 +70,9 @@ def _kind(header: Header) -> str:
 @contextmanager
 def _ingested(source: Source) -> Iterator[tuple[ZarrImage, Statistics]]:
     """The source copied to zarr for random access in bounded memory; removed again."""
+    grid = source.header.grid
+    needed = int(np.prod(grid.shape)) * len(source.header.channels) * (source.header.working.itemsize + 1)
+    require_space({Path(tempfile.gettempdir()): needed}, "name a roomier folder with TMPDIR")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.zarr"
         found = write_image(source, source.header, path)
@@ -137,17 +141,28 @@ def check(
         fine = made.header.grid
         if fine.frame.kind == given.header.grid.frame.kind == "patient":
             fine = type(fine)(fine.axes, fine.shape, fine.affine, given.header.grid.frame)
+        to_input = Orientation.onto(fine, given.header.grid)
         models: list[Degradation | None] = [
-            given.header.degradation(fine, c, told) if channel.kind == "image" else None
+            given.header.degradation(to_input.grid(fine), c, told).turned(to_input.inverse)
+            if channel.kind == "image"
+            else None
             for c, channel in enumerate(given.header.channels)
         ]
+        if not any(model is not None and model.changed for model in models):
+            same = all(model is not None for model in models)
+            raise UsageError(
+                what="the product has no finer grid than the input" if same else "the product holds no image channel",
+                why="there is nothing to degrade" if same else "classes are repeated, not averaged",
+                fix="name the product first, its input after --against",
+            )
         sigmas = [
             (0.0, "none") if m is None else _noise(observed, c) if noise == "auto" else (float(noise), "told")
             for c, m in enumerate(models)
         ]
-        result = verify(made, observed, models, on_slab=lambda done, total: progress("verify", done, total))
+        turned = TurnedSource(observed, to_input.inverse)
+        result = verify(made, turned, models, on_slab=lambda done, total: progress("verify", done, total))
         names = [c.name for c in given.header.channels]
-        axis = given.header.grid.axes[0]
+        axis = given.header.grid.axes[to_input.inverse.order[0]]
     channels, parts = [], []
     for c, model in enumerate(models):
         if model is None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.grid import Box, Placement
-from pipelines.image import Header, slabs
+from pipelines.image import Header, Source, slabs
 from pipelines.planning import Plan
 from pipelines.store import Store
 
@@ -26,7 +24,7 @@ def field_of_view(place: Placement) -> tuple[Fraction, Fraction]:
     return -margin, place.coarse - 1 + margin
 
 
-class StoredProduct:
+class StoredProduct(Source):
     """A Source over the finished fine samples: invalid where the nearest coarse sample is, or beyond the input."""
 
     def __init__(self, store: Store, header: Header, plan: Plan) -> None:
@@ -65,13 +63,26 @@ class StoredProduct:
         values[:, ~keep] = np.nan
         return values
 
-    def close(self) -> None:
-        return None
 
-    def __enter__(self) -> Self:
-        return self
+class WatchedSource(Source):
+    """A product that reports what has been read of it: (rows of the slowest axis so far, all of them)."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __init__(self, source: Source, on_read: Callable[[int, int], None]) -> None:
+        self._source, self._on_read = source, on_read
+
+    @property
+    def header(self) -> Header:
+        return self._source.header
+
+    @property
+    def identity(self) -> str:
+        return self._source.identity
+
+    def blocks(self, max_samples: int) -> Iterator[Box]:
+        return self._source.blocks(max_samples)
+
+    def read(self, box: Box) -> NDArray[np.floating]:
+        self._on_read(box.start[0], self.header.grid.shape[0])
+        values = self._source.read(box)
+        self._on_read(box.stop[0], self.header.grid.shape[0])
+        return values

@@ -15,21 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipelines import formats, planning
+from pipelines import decisions, formats
 from pipelines.calibration import calibrate
 from pipelines.engine import local
 from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
 from pipelines.filling import fill_invalid
 from pipelines.grid import Box, Factor, Grid
-from pipelines.image import ArraySource, Header, Source, Told
-from pipelines.planning import CHUNK, Calibration, Plan
-from pipelines.product import StoredProduct, field_of_view
+from pipelines.image import ArraySource, Header, Source, Told, TurnedSource
+from pipelines.networks import has_cuda
+from pipelines.planning import Calibration, Plan
+from pipelines.product import StoredProduct, WatchedSource, field_of_view
 from pipelines.report import RunReport, Stopwatch, report_path, summarise, write_report
 from pipelines.request import Request
+from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import verify
 from pipelines.worker import Worker, run_tiles
-from pipelines.workspace import Paths, check_output, check_space, held, prepare
+from pipelines.workspace import Paths, check_output, check_space, held, prepare, remove
 from pipelines.zarr_image import Statistics, ZarrImage, write_image
 
 Progress = Callable[[str, int, int], None]
@@ -64,11 +66,12 @@ def plan(source: Source, request: Request, *, like: Grid | None = None, paths: P
     """What would happen, without reading a pixel or writing a byte."""
     if like is not None and like.frame.kind == source.header.grid.frame.kind == "patient":
         like = replace(like, frame=source.header.grid.frame)  # one file says a UID, another none: compared by the user
-    made = planning.resolve(
+    made = decisions.resolve(
         source.header, source.identity, request, reference=like, cores=os.cpu_count() or 1, version=version()
     )
     if paths is not None:
-        formats.sink_for(paths.output).refuse(_product_header(source.header, made), paths.output)
+        header = _product_header(source.header, made).turned(made.orientation)
+        formats.sink_for(paths.output).refuse(header, paths.output)
         made = replace(made, work=str(paths.work_folder), work_kept=paths.work is not None, output=str(paths.output))
     return made
 
@@ -76,12 +79,18 @@ def plan(source: Source, request: Request, *, like: Grid | None = None, paths: P
 def _product_header(header: Header, made: Plan) -> Header:
     return replace(
         header,
-        grid=made.fine,
+        grid=made.fine,  # along the input's axes
         problems=(),
         file_affine=(),
         file_world="",
         may_have_invalid=header.may_have_invalid or not _same_field(made),
     )
+
+
+def _product(store: Store, header: Header, made: Plan) -> Source:
+    """The finished samples of a work folder, along the product's axes."""
+    stored = StoredProduct(store, _product_header(header, made), made)
+    return TurnedSource(stored, made.orientation) if made.orientation.turns else stored
 
 
 def _same_field(made: Plan) -> bool:
@@ -126,8 +135,7 @@ def upscale(
         )
     with opened, one_blas_thread():
         with watch.stage("plan"):
-            made = plan(opened, request, like=open_reference(like) if like else None, paths=paths)
-            check_device(made)
+            made = on_device(plan(opened, request, like=open_reference(like) if like else None, paths=paths))
             check_space(made, paths)
         on_plan(made)
         with held(paths.work_folder):
@@ -147,16 +155,27 @@ def _carry_out(
 ) -> RunReport:
     store = Store(paths.work_folder)
     resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped)
-    product = StoredProduct(store, _product_header(opened.header, made), made)
-    sink = formats.sink_for(paths.output)
-    report_path(paths.output).unlink(missing_ok=True)
+
+    def step(stage: str) -> Callable[[int, int], None]:
+        def on_step(done: int, total: int) -> None:
+            progress(stage, done, total)
+            if stopped():
+                raise StoppedError(what=f"stopped during {stage}", fix="the same call with --resume goes on")
+
+        return on_step
+
+    product = WatchedSource(_product(store, opened.header, made), step("export"))
     with watch.stage("export"):
-        progress("export", 0, 1)
-        counts = sink.write(product, opened, paths.output, _note(made))
-        progress("export", 1, 1)
-    with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
-        checked = verify(written, observed, _models(made), on_slab=lambda done, total: progress("verify", done, total))
-        written_header = written.header
+        counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
+    report_path(paths.output).unlink(missing_ok=True)  # it spoke of another product
+    try:
+        with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
+            turned = TurnedSource(observed, made.orientation)
+            checked = verify(written, turned, _models(made), on_slab=step("verify"))
+            written_header = written.header
+    except BaseException:
+        remove(paths.output)  # nothing stays that has not been compared with its input
+        raise
     calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
     report = summarise(made, watch.read(), checked, written_header, calibration, resumed, records)
     report = replace(report, clipped=counts.get("clipped", 0))
@@ -239,16 +258,16 @@ def disk_failed(what: str, error: OSError) -> StoreError:
     )
 
 
-def check_device(made: Plan) -> None:
-    """Raise UsageError if CUDA is asked for and absent."""
-    if made.device == "cuda":
-        from pipelines.networks import has_cuda
-
-        if not has_cuda():
-            raise UsageError(
-                what="CUDA was asked for, but this machine or this build of torch has none",
-                fix="use --device cpu or auto",
-            )
+def on_device(made: Plan) -> Plan:
+    """The plan with the device it will run on. Raises UsageError if CUDA is asked for and absent."""
+    if made.device == "auto":
+        return replace(made, device="cuda" if made.weights_sha256 and has_cuda() else "cpu")
+    if made.device == "cuda" and not has_cuda():
+        raise UsageError(
+            what="CUDA was asked for, but this machine or this build of torch has none",
+            fix="use --device cpu or auto",
+        )
+    return made
 
 
 def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stopped: Callable[[], bool]) -> None:
@@ -299,7 +318,11 @@ def _calibrate(store: Store, made: Plan) -> None:
 
 
 def _models(made: Plan) -> list[Any]:
-    return [None if channel.treatment == "nearest" else made.degradation(c) for c, channel in enumerate(made.channels)]
+    """The forward models of the channels along the product's axes; None for one that is not compared."""
+    return [
+        None if channel.treatment == "nearest" else made.degradation(c).turned(made.orientation)
+        for c, channel in enumerate(made.channels)
+    ]
 
 
 def _note(made: Plan) -> dict[str, str]:
@@ -347,11 +370,11 @@ def upscale_array(
         header = replace(header, may_have_invalid=True)
     source = ArraySource(samples, header)
     with one_blas_thread(), tempfile.TemporaryDirectory(dir=work) as folder:
-        made = plan(source, request, like=like)
+        made = on_device(plan(source, request, like=like))
         store = Store(Path(folder) / "work")
         store.write_json("plan.json", made.to_json())
         run(store, source, made, watch=Stopwatch())
-        return StoredProduct(store, _product_header(header, made), made).read(Box.whole(made.fine.shape))
+        return _product(store, header, made).read(Box.whole(made.product.shape))
 
 
 def ingest(
@@ -376,8 +399,7 @@ def ingest(
     try:
         with opened:
             write_image(opened, replace(opened.header, problems=()), temporary, lambda d, t: progress("read", d, t))
-        if path.exists():
-            shutil.rmtree(path)
+        remove(path)
         temporary.rename(path)
     except OSError as error:
         raise disk_failed(f"'{path.name}'", error) from error

@@ -19,12 +19,12 @@ def write_sample(name: str, output: Path, *, overwrite: bool = False) -> list[Pa
     sidecar = output.with_name(f"{stem}.json")
     if not output.parent.is_dir():
         raise UsageError(what=f"the output folder '{output.parent}' does not exist", fix="make it first")
-    for path in (output, truth):
-        if path.exists() and not overwrite:
-            raise UsageError(what=f"the output '{path.name}' exists", fix="give --overwrite to replace it")
     sink = formats.sink_for(output)
     module, _, function = SAMPLES[name].partition(":")
     sample = getattr(import_module(module), function)()
+    for path in (output, truth, *([] if sample.sidecar is None else [sidecar])):
+        if path.exists() and not overwrite:
+            raise UsageError(what=f"the output '{path.name}' exists", fix="give --overwrite to replace it")
     sink.refuse(sample.input.header, output)
     written = []
     for source, path in ((sample.input, output), (sample.truth, truth)):

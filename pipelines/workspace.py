@@ -16,6 +16,9 @@ from pipelines.store import Store
 DISK_MARGIN = 1.1
 """Free space asked for, over the plan's upper bound."""
 
+EXPORT_COPIES = 2
+"""Sizes of the product that its writer takes at most: GDAL copies a finished raster into its final layout."""
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -50,26 +53,51 @@ def check_output(paths: Paths, source: object) -> None:
 
 
 def check_space(made: Plan, paths: Paths) -> None:
-    """Raise BudgetError if the disk cannot hold the work folder and the product."""
-    needed = int((made.work_bytes + made.output_bytes) * DISK_MARGIN)
+    """Raise BudgetError if the disks cannot hold the work folder and the product."""
     folder = paths.work_folder if paths.work_folder.is_dir() else paths.work_folder.parent
     if not folder.is_dir():
         raise UsageError(what="the folder of --work does not exist", fix="make it first")
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise BudgetError(
-            what=f"the run needs up to {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
-            why="it would stop half-way",
-            fix="free space, or name a roomier place with --work",
-        )
+    product = EXPORT_COPIES * made.output_bytes
+    require_space({folder: made.work_bytes, paths.output.parent: product}, "name a roomier place with --work")
+
+
+def require_space(needs: dict[Path, int], fix: str) -> None:
+    """Raise BudgetError unless the disks under these existing folders have room for so many bytes each."""
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, needed in needs.items():
+        disk = folder.stat().st_dev
+        disks[disk] = (folder, needed + disks.get(disk, (folder, 0))[1])
+    for folder, needed in disks.values():
+        needed, free = int(needed * DISK_MARGIN), shutil.disk_usage(folder).free
+        if free < needed:
+            raise BudgetError(
+                what=f"up to {needed / 1e9:.1f} GB of disk are needed, {free / 1e9:.1f} GB are free",
+                why="it would stop half-way",
+                fix=f"free space, or {fix}",
+            )
+
+
+def remove(path: Path) -> None:
+    """Remove a product, a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def prepare(store: Store, made: Plan, paths: Paths) -> None:
     """A work folder that holds this plan: a fresh one, or the one to resume."""
     old = store.read_json("plan.json")
     if old is not None and paths.resume:
-        before = Plan.from_json(old)
-        if before.run_hash != made.run_hash:
+        try:
+            before = Plan.from_json(old)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                what="the work folder belongs to another version of truescale",
+                why="mixing both would spoil the product",
+                fix="leave out --resume to start again",
+            ) from error
+        if (before.run_hash, before.device) != (made.run_hash, made.device):
             own, other = made.to_json(), before.to_json()
             names = [
                 k for k in own if own[k] != other.get(k) and k not in ("workers", "memory_bytes", "predicted_bytes")

@@ -14,8 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ INGEST_SAMPLES = 8_000_000
 """Samples per channel that ingest holds at once."""
 
 
-class ZarrImage:
+class ZarrImage(Source):
     """A Source over a zarr group written by `ingest` or `ZarrSink`."""
 
     def __init__(self, path: Path) -> None:
@@ -91,14 +90,6 @@ class ZarrImage:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]  # pickles by path: opening again is the definition
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_zarr(path: Path) -> ZarrImage:
@@ -179,8 +170,7 @@ class ZarrSink:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             write_image(product, replace(product.header, problems=()), temporary)
-            if path.exists():
-                shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
         except OSError as error:
             raise ExportError(

@@ -15,7 +15,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from pipelines.grid import Grid, Placement, placements
+from pipelines.grid import Grid, Orientation, Placement, placements
 from pipelines.image import ChannelKind, Header
 from srgeo.casting import Storage
 from srgeo.description import PIXEL_GRID_TAG, Description
@@ -81,8 +81,13 @@ def layout_of(header: Header, original: RasterSource | None, note: Mapping[str, 
     if original is None:
         return _bare_layout(header, tags)
     description, m = original.description, original.meaning
-    axes = placements(original.header.grid, header.grid)
-    transform = product_transform(description.grid_transform, axes, header.grid)
+    orientation = Orientation.onto(header.grid, original.header.grid)
+    axes = placements(original.header.grid, orientation.grid(header.grid))
+    transform = (
+        corner_transform(header.grid)
+        if orientation.turns
+        else product_transform(description.grid_transform, axes, header.grid)
+    )
     pinned = description.transform is None and (bool(description.gcps) or description.rpcs is not None)
     if pinned:
         tags[PIXEL_GRID_TAG] = " ".join(f"{v:.17g}" for v in tuple(transform)[:6])
@@ -94,10 +99,10 @@ def layout_of(header: Header, original: RasterSource | None, note: Mapping[str, 
         transform=None if pinned else transform,
         crs=None if pinned else description.crs,
         bands=_bands(m),
-        tags={**_carried_tags(description, axes, pinned), **tags},
+        tags={**_carried_tags(description, orientation.inverse.axes(axes), pinned), **tags},
         gcps=_scaled_gcps(description, axes) if pinned else (),
         gcp_crs=description.gcp_crs if pinned else None,
-        rpcs=_scaled_rpcs(description, axes),
+        rpcs=None if orientation.turns else _scaled_rpcs(description, axes),
         premultiplied=description.structure.get("ALPHA", "").upper() == "PREMULTIPLIED",
     )
 

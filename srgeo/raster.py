@@ -11,8 +11,7 @@ import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from rasterio.windows import Window
 
 from pipelines.errors import GeometryError, InputError, UsageError
 from pipelines.grid import Box, Frame, Grid
-from pipelines.image import Channel, Fact, Header, working_dtype
+from pipelines.image import Channel, Fact, Header, Source, working_dtype
 from srgeo.admission import GDAL_ERRORS, admitted, gdal, opened, refuse_bombs
 from srgeo.description import Description, describe
 from srgeo.meaning import Meaning, meaning
@@ -54,7 +53,7 @@ def grid_of_reference(path: str | Path) -> Grid:
         return grid_of(describe(dataset, place))
 
 
-class RasterSource:
+class RasterSource(Source):
     """A GeoTIFF as a Source. One GDAL handle per thread; pickles by path.
 
     description and meaning: what the file says of itself, for the writer of its product.
@@ -129,14 +128,6 @@ class RasterSource:
             self._local = threading.local()
         for handle in handles:
             handle.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (str(self.path), *self._asked)

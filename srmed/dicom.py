@@ -11,15 +11,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import InputError
 from pipelines.grid import Box
-from pipelines.image import Channel, Fact, Header, slabs
+from pipelines.image import Channel, Fact, Header, Source, slabs
 from srmed.acquisition import Stated, acquisition
 from srmed.geometry import anatomical_axes, grid_from_slices, lps_affine
 from srmed.series import Stack, read_stack
@@ -43,7 +41,7 @@ def open_dicom(path: Path, thickness_mm: float | None = None) -> DicomSource:
     return DicomSource(path, thickness_mm)
 
 
-class DicomSource:
+class DicomSource(Source):
     """A Source over a stack of files. Reads may come from several threads; they take turns."""
 
     def __init__(self, path: Path, thickness_mm: float | None = None) -> None:
@@ -101,14 +99,6 @@ class DicomSource:
     def close(self) -> None:
         with self._lock:
             self._cache.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _decode(s: Slice) -> NDArray[np.float32]:

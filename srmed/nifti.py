@@ -14,14 +14,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ExportError, InputError, UsageError
-from pipelines.grid import Box
+from pipelines.grid import Box, Grid, Orientation
 from pipelines.image import Header, Source, slabs
 from srmed.geometry import largest_distance, ras_from_grid
 from srmed.nifti_header import NiftiFile, image_header, read_file_header
@@ -58,7 +57,7 @@ def open_nifti(path: Path, thickness_mm: float | None = None) -> NiftiSource:
     return NiftiSource(path, thickness_mm)
 
 
-class NiftiSource:
+class NiftiSource(Source):
     """A Source over one `.nii` or `.nii.gz`. Reads may come from several threads; they take turns."""
 
     def __init__(self, path: Path, thickness_mm: float | None = None) -> None:
@@ -162,14 +161,6 @@ class NiftiSource:
         with self._lock:
             self._forget_stream()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class NiftiSink:
     """Writes a product as NIfTI: float32 without scaling, so that it explains the input as well as it was computed.
@@ -196,9 +187,10 @@ class NiftiSink:
         self.refuse(product.header, path)
         like = original.file if isinstance(original, NiftiSource) else None
         dtype = _product_type(product.header, like)
-        header = product_header(
-            product.header, dtype, like, "; ".join(note[k] for k in ("software", "use") if k in note)
-        )
+        software = "; ".join(note[k] for k in ("software", "use") if k in note)
+        header = product_header(product.header, dtype, like, software)
+        if original is not None and like is not None:
+            header.set_dim_info(*_turned_dim_info(like, original.header.grid, product.header.grid))
         temporary = path.with_name(f".{path.name}.partial")
         try:
             with temporary.open("wb") as raw:
@@ -215,6 +207,12 @@ class NiftiSink:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         return {"clipped": float(clipped)}
+
+
+def _turned_dim_info(like: NiftiFile, given: Grid, made: Grid) -> tuple[int | None, ...]:
+    """Axes (i, j, k) of frequency, phase and slice in a product: a reference may have another order."""
+    order = Orientation.onto(given, made).order
+    return tuple(None if n is None else 2 - order.index(2 - n) for n in like.header.get_dim_info())
 
 
 def _write_samples(product: Source, block: bytes, dtype: np.dtype[np.generic], raw: IO[bytes], compressed: bool) -> int:

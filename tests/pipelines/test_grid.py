@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import GeometryError
-from pipelines.grid import Box, Factor, Frame, Grid, fine_length, placements
+from pipelines.grid import Box, Factor, Frame, Grid, Orientation, fine_length, placements
 from tests.strategies import factors, grids
 
 
@@ -88,6 +88,33 @@ def test_a_rotated_reference_is_refused() -> None:
     turned = np.array([[0.5, 0.02, 0], [-0.02, 0.5, 0], [0, 0, 1.0]])
     with pytest.raises(GeometryError, match="parallel"):
         placements(grid, Grid("yx", (16, 16), turned))
+
+
+def _places(grid: Grid, box: Box) -> np.ndarray:
+    """World coordinates (d, *box)."""
+    index = np.meshgrid(*(np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True)), indexing="ij")
+    return np.moveaxis(grid.world(np.stack(index, -1)), -1, 0)
+
+
+@given(grids(low=2, high=6), grids(), st.data())
+def test_turned_samples_stay_where_they_were(grid: Grid, other: Grid, data: st.DataObject) -> None:
+    turn = Orientation.onto(grid, other)
+    turned = turn.grid(grid)
+    stop = tuple(data.draw(st.integers(1, n)) for n in grid.shape)
+    box = Box(tuple(data.draw(st.integers(0, n - 1)) for n in stop), stop)
+    there = turn.box(box, grid.shape)
+    assert np.allclose(_places(turned, there), turn.array(_places(grid, box)), rtol=0, atol=1e-9)
+    assert np.allclose(turn.inverse.grid(turned).affine, grid.affine, rtol=0, atol=1e-9)
+    assert turn.inverse.box(there, turned.shape) == box
+    assert not Orientation.onto(turned, turned).turns
+
+
+@given(grids(low=2, high=6), st.permutations(range(3)), st.tuples(st.booleans(), st.booleans(), st.booleans()))
+def test_a_turned_grid_is_turned_back_onto_its_origin(
+    grid: Grid, order: list[int], flipped: tuple[bool, bool, bool]
+) -> None:
+    turn = Orientation(tuple(order), flipped)
+    assert Orientation.onto(turn.grid(grid), grid) == turn.inverse
 
 
 def test_a_scale_below_one_is_refused() -> None:

@@ -16,9 +16,10 @@ from pipelines.degradation import Profile
 from pipelines.errors import InputError, StoppedError, TileError
 from pipelines.grid import Box, Factor, Frame, Grid
 from pipelines.image import IN_PLANE, ArraySource, Channel, Header
-from pipelines.planning import Plan, Request
+from pipelines.planning import Plan
 from pipelines.product import StoredProduct
 from pipelines.report import Stopwatch
+from pipelines.request import Request
 from pipelines.store import Ledger, Store
 from pipelines.worker import Worker
 

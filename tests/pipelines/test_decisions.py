@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pipelines import runner
+from pipelines.decisions import resolve
 from pipelines.grid import Grid
 from pipelines.image import ArraySource, Header
-from pipelines.planning import Plan, resolve
+from pipelines.planning import Plan
 from pipelines.request import Request
 from pipelines.zarr_image import ZarrImage, write_image
 from tests.pipelines.test_runner import _scene, raster, volume

@@ -1,0 +1,244 @@
+"""From what was asked to what will happen: Request -> Plan, without reading a pixel.
+
+Later steps decide nothing; what must wait for pixels is calibration, by the rules that the plan names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from fractions import Fraction
+
+from pipelines import card as cards
+from pipelines import sizing
+from pipelines.card import ModelCard
+from pipelines.errors import GeometryError, InputError, ModelError, UsageError
+from pipelines.grid import Factor, Grid, Orientation, Placement, decimal_fraction, placements
+from pipelines.image import Channel, Header, Told
+from pipelines.planning import ChannelPlan, Plan
+from pipelines.request import Request, parse_axes, parse_bytes, parse_noise
+
+BLUR_SLACK = 1.1
+"""A blur may be this much beyond what a network was trained for."""
+
+MAX_SCALE = 16
+"""More than this per axis is refused: nothing of the product would be measured."""
+
+ISOTROPIC_LIMIT = 8
+"""Without a scale, an anisotropic volume becomes isotropic, but never by more than this."""
+
+
+def resolve(
+    header: Header, identity: str, request: Request, *, reference: Grid | None = None, cores: int, version: str
+) -> Plan:
+    """The plan for an input. reference: the grid of `--like`. Raises UsageError, InputError, BudgetError."""
+    warnings = list(header.problems)
+    fine, orientation = _fine_grid(header, request, reference, warnings)
+    places = placements(header.grid, fine)
+    if not any(place.changed for place in places):
+        raise UsageError(
+            what="the grid asked for is the input's own",
+            why="there is nothing to super-resolve",
+            fix="give --scale, or a --spacing finer than the input's",
+        )
+    card = _card(header, places, request, warnings)
+    told = request.told
+    for place in places:
+        if (
+            not -place.scale < place.first + (place.coarse - 1) * place.scale
+            or not place.first < place.fine - 1 + place.scale
+        ):
+            raise UsageError(
+                what="the reference and the input do not overlap", fix="give a reference of the same place"
+            )
+    channels = tuple(
+        _channel_plan(header, number, channel, card, request, places, told)
+        for number, channel in enumerate(header.channels)
+    )
+    axis = header.slice_axis
+    if axis is not None and places[axis].changed and told == Told():
+        thickness = header.facts.get("thickness_mm")
+        if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):
+            warnings.append("the slice thickness is assumed to equal the slice spacing; tell it with --slice-thickness")
+    plan = Plan(
+        identity=identity,
+        coarse=header.grid,
+        fine=fine,
+        orientation=orientation,
+        domain=header.domain,
+        modality=header.modality,
+        dtype=header.dtype,
+        channels=channels,
+        model=card.id if card.network else card.name,
+        card_path=request.model if request.model and request.model.endswith(".json") else "",
+        weights_sha256=card.sha256 or None,
+        noise=parse_noise(request.noise),
+        shard=(),
+        predicted_bytes=0,
+        memory_bytes=parse_bytes(request.memory),
+        workers=request.workers if request.workers is not None else (1 if card.network else cores),
+        device=request.device,
+        facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
+        axes_named=header.anatomical_axes or tuple(header.grid.axes),
+        slice_axis=header.slice_axis,
+        may_have_invalid=header.may_have_invalid,
+        warnings=tuple(warnings),
+        version=version,
+    )
+    if plan.workers < 1:
+        raise UsageError(what=f"{plan.workers} workers cannot work", fix="give --workers 1 or more")
+    return sizing.fitted(plan, card)
+
+
+def _fine_grid(
+    header: Header, request: Request, reference: Grid | None, warnings: list[str]
+) -> tuple[Grid, Orientation]:
+    """The grid asked for, along the input's axes, and what turns it onto its own.
+
+    Raises UsageError: what is wrong is the request, not the input.
+    """
+    try:
+        to_input = Orientation.onto(reference or header.grid, header.grid)
+        along_input = None if reference is None else to_input.grid(reference)
+        return _grid_asked(header, request, along_input, warnings), to_input.inverse
+    except GeometryError as error:
+        raise UsageError(error.what, error.why, error.fix) from error
+
+
+def _grid_asked(header: Header, request: Request, reference: Grid | None, warnings: list[str]) -> Grid:
+    grid = header.grid
+    asked = [request.scale is not None, request.spacing is not None, reference is not None]
+    if sum(asked) > 1:
+        raise UsageError(what="scale, spacing and like contradict each other", fix="give one of them")
+    if reference is not None:
+        _refuse_absurd(Factor(tuple(p.scale for p in placements(grid, reference))), grid)
+        return reference
+    if request.scale is not None:
+        scales = parse_axes(request.scale, grid, "the scale")
+        if len(scales) == 1:
+            scales *= grid.ndim
+        factor = Factor(tuple(Fraction(1) if s is None else s for s in scales))
+    elif request.spacing is not None:
+        factor = _factor_from_spacing(grid, parse_axes(request.spacing, grid, "the spacing"))
+    else:
+        factor = _default_factor(header, warnings)
+    _refuse_absurd(factor, grid)
+    return grid.rescaled(factor)
+
+
+def _factor_from_spacing(grid: Grid, asked: Sequence[Fraction | None]) -> Factor:
+    if len(asked) > 1:
+        return grid.factor_to(asked)
+    target = asked[0]
+    if target is None or target <= 0:
+        raise GeometryError(what="the spacing asked is not positive", fix="ask for one above 0")
+    # one number touches only the axes that are coarser
+    return grid.factor_to([target if decimal_fraction(own) > target else None for own in grid.spacing])
+
+
+def _default_factor(header: Header, warnings: list[str]) -> Factor:
+    grid = header.grid
+    if grid.ndim == 2:
+        return Factor((Fraction(2), Fraction(2)))
+    finest = min(decimal_fraction(s) for s in grid.spacing)
+    scales = []
+    for axis, own in zip(grid.axes, grid.spacing, strict=True):
+        scale = decimal_fraction(own) / finest
+        if scale > ISOTROPIC_LIMIT:
+            warnings.append(
+                f"axis {axis} would need {float(scale):.3g}x to become isotropic; stopped at {ISOTROPIC_LIMIT}x"
+            )
+            scale = Fraction(ISOTROPIC_LIMIT)
+        scales.append(scale if scale >= Fraction(101, 100) else Fraction(1))
+    if all(s == 1 for s in scales):
+        raise UsageError(
+            what="the volume is isotropic already", why="there is no finer spacing to take over", fix="give --scale"
+        )
+    return Factor(tuple(scales))
+
+
+def _refuse_absurd(factor: Factor, grid: Grid) -> None:
+    for axis, scale in zip(grid.axes, factor, strict=True):
+        if scale > MAX_SCALE:
+            raise UsageError(
+                what=f"a scale of {float(scale):.4g} on axis {axis} is absurd",
+                why=f"above {MAX_SCALE} nothing of the product would be measured",
+                fix="ask for less",
+            )
+
+
+def _card(header: Header, places: Sequence[Placement], request: Request, warnings: list[str]) -> ModelCard:
+    """The model asked for, or the best one that fits; a network that does not fit is refused with the reason."""
+    refusal = header.facts.get("refuse_networks")
+    if request.model is not None:
+        card = cards.find(request.model)
+        if card.network:
+            reason = str(refusal.value) if refusal else _misfit(card, header, places)
+            if reason:
+                raise ModelError(
+                    what=f"{card.id} does not fit this input: {reason}", fix="use --model floor, which always fits"
+                )
+            card.verify()
+            blur = _unknown_blur(card, header, places, request.told)
+            if blur:
+                warnings.append(f"{blur}: the result is untested")
+        return card
+    if refusal:
+        raise InputError(
+            what=f"the input must not go through a network: {refusal.value}",
+            fix="use --model floor, or --model nearest for classes",
+        )
+    for card in reversed(cards.available()):  # the newest version of a name comes last
+        if card.network and not _misfit(card, header, places):
+            blur = _unknown_blur(card, header, places, request.told)
+            if blur:
+                warnings.append(f"{blur}: made with the floor")
+                return cards.find("floor")
+            card.verify()
+            return card
+    if header.domain:
+        warnings.append("no shipped network fits this domain, scale and axes: made with the floor (cubic + projection)")
+    return cards.find("floor")
+
+
+def _misfit(card: ModelCard, header: Header, places: Sequence[Placement]) -> str:
+    """Why a network cannot make this product, '' if it can."""
+    if card.domain not in ("any", header.domain):
+        return f"it was trained for domain '{card.domain}', the input is '{header.domain or 'bare arrays'}'"
+    changed = tuple(a for a, p in enumerate(places) if p.changed)
+    if card.axes == "through-plane" and changed != (header.slice_axis,):
+        return "it refines the slice axis alone"
+    return card.suits([p.scale for p in places])
+
+
+def _unknown_blur(card: ModelCard, header: Header, places: Sequence[Placement], told: Told) -> str:
+    """Why the blur is beyond what a network was trained for, '' if it is not."""
+    if card.blur_fwhm_coarse is None:
+        return ""
+    low, high = card.blur_fwhm_coarse[0] / BLUR_SLACK, card.blur_fwhm_coarse[1] * BLUR_SLACK
+    for number, channel in enumerate(header.channels):
+        for a, profile in enumerate(header.profiles(number, told)):
+            if channel.kind != "image" or not places[a].changed:
+                continue
+            width = profile.fwhm_coarse(header.grid.spacing[a], millimetres=header.grid.frame.unit == "mm")
+            if not low <= width <= high:
+                return f"{profile} is {width:.2g} coarse samples wide, {card.id} knows {low:.2g} to {high:.2g}"
+    return ""
+
+
+def _channel_plan(
+    header: Header,
+    number: int,
+    channel: Channel,
+    card: ModelCard,
+    request: Request,
+    places: Sequence[Placement],
+    told: Told,
+) -> ChannelPlan:
+    image = channel.kind == "image"
+    profiles = header.profiles(number, told)
+    spec = tuple(str(p) if place.changed else "same" for p, place in zip(profiles, places, strict=True))
+    treatment = "nearest" if not image else "network" if card.network else "interpolate"
+    return ChannelPlan(
+        channel.name, treatment, spec, channel.noise_model, image and card.project and request.consistency
+    )

@@ -1,0 +1,74 @@
+"""Tiles: how large they may be, what they read, and what memory a run with them needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipelines.card import ModelCard
+from pipelines.errors import BudgetError
+from pipelines.planning import Plan, cover
+
+PROCESS_BYTES = {"floor": 800_000_000, "network": 1_200_000_000}
+"""Memory whatever the tile: the program (without and with torch), and the slabs of reading, export and verification."""
+
+BYTES_PER_ESTIMATE = 60
+"""Peak bytes per fine sample and channel of the interpolation and projection (float64, several copies; measured)."""
+
+FULL_DEPTH = 96
+"""Volumes with at most this many coarse samples on the slice axis are not cut along it."""
+
+TILES = {2: ((1024, 1024), (512, 512), (256, 256)), 3: ((256, 128, 128), (128, 96, 96), (64, 64, 64), (32, 32, 32))}
+"""Shards tried per number of axes, in fine samples, the largest that fits the budget wins."""
+
+CHUNK = {2: 256, 3: 32}
+"""Side of the inner chunks of a shard of fine samples."""
+
+
+def fitted(plan: Plan, card: ModelCard) -> Plan:
+    """The plan with the largest tile that fits the budget with one worker, then with as many workers as fit.
+
+    The tile decides the bytes of a network's product in the last digits, so the workers must not decide the tile.
+    """
+    smallest = 0
+    for tile in TILES[plan.fine.ndim]:
+        shard = tuple(_shard_side(plan, a, side) for a, side in enumerate(tile))
+        predicted = predicted_bytes(plan, card, shard, 1)
+        smallest = predicted if not smallest else min(smallest, predicted)
+        if predicted > plan.memory_bytes:
+            continue
+        fitting = [n for n in range(1, plan.workers + 1) if predicted_bytes(plan, card, shard, n) <= plan.memory_bytes]
+        warnings = plan.warnings
+        if fitting[-1] < plan.workers:
+            warnings = (
+                *warnings,
+                f"{fitting[-1]} of {plan.workers} workers fit the memory budget; raise --memory for more",
+            )
+        predicted = predicted_bytes(plan, card, shard, fitting[-1])
+        return replace(plan, shard=shard, predicted_bytes=predicted, workers=fitting[-1], warnings=warnings)
+    raise BudgetError(
+        what=f"the smallest tile needs {smallest / 1e9:.2f} GB, the budget is {plan.memory_bytes / 1e9:.2f} GB",
+        why="nothing can be made in less",
+        fix=f"give --memory {math.ceil(smallest / 1e8) / 10:g}GB",
+    )
+
+
+def _shard_side(plan: Plan, axis: int, side: int) -> int:
+    chunk = CHUNK[plan.fine.ndim]
+    if axis == plan.slice_axis and plan.coarse.shape[axis] <= FULL_DEPTH:
+        side = plan.fine.shape[axis]  # halos would cost more than the whole stack
+    return math.ceil(min(side, plan.fine.shape[axis]) / chunk) * chunk
+
+
+def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int], workers: int) -> int:
+    """Upper bound of the resident memory of a run with tiles of `shard` fine samples and so many workers."""
+    tiles = cover(plan, card, shard)
+    pieces = [span.pieces() for span in tiles.spans]
+    read = math.prod(max(p[0][1] - p[0][0] for p in axis) for axis in pieces)
+    estimate = math.prod(max(p[2][1] - p[2][0] for p in axis) for axis in pieces)
+    channels = len(plan.channels)
+    network = int(card.bytes_per_sample * read + card.bytes_fixed) if card.network else 0
+    buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 4)  # read ahead; written, encoded and waiting shards
+    per_worker = estimate * BYTES_PER_ESTIMATE + network + buffers
+    return PROCESS_BYTES["network" if card.network else "floor"] + workers * per_worker

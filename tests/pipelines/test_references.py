@@ -1,0 +1,119 @@
+"""`--like`: grids of parts, of more, of other axes and of other places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import Affine
+
+from tests.pipelines.files import Run, smooth, write_raster
+
+
+def test_like_takes_the_grid_of_another_file(run: Run, thick: Path, tmp_path: Path) -> None:
+    run("upscale", thick, tmp_path / "a.nii.gz", "--model", "floor", "--quiet")
+    code, _, err = run(
+        "upscale", thick, tmp_path / "b.nii.gz", "--like", tmp_path / "a.nii.gz", "--model", "floor", "--quiet"
+    )
+    assert code == 0, err
+    a, b = nib.load(tmp_path / "a.nii.gz"), nib.load(tmp_path / "b.nii.gz")
+    assert a.shape == b.shape
+    assert np.array_equal(a.affine, b.affine)
+    assert np.allclose(a.get_fdata(), b.get_fdata(), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("turn", [("L", "P", "I"), ("S", "R", "A"), ("A", "I", "R")], ids="".join)
+@pytest.mark.parametrize("header", ["nifti", "frequency, phase and slice"])
+def test_a_turned_reference_gives_its_own_axes(
+    run: Run, thick: Path, tmp_path: Path, turn: tuple[str, ...], header: str
+) -> None:
+    given = nib.load(thick)
+    if header != "nifti":
+        given.header.set_dim_info(freq=0, phase=1, slice=2)
+        nib.save(nib.Nifti1Image(given.get_fdata(), given.affine, given.header), tmp_path / "t2.nii.gz")
+    common = ("--model", "floor", "--quiet", "--noise", "0")
+    run("upscale", thick, tmp_path / "a.nii.gz", *common)
+    a = nib.load(tmp_path / "a.nii.gz")
+    ornt = nib.orientations.ornt_transform(nib.io_orientation(a.affine), nib.orientations.axcodes2ornt(turn))
+    nib.save(a.as_reoriented(ornt), tmp_path / "like.nii.gz")
+    code, out, err = run("upscale", thick, tmp_path / "b.nii.gz", *common, "--like", tmp_path / "like.nii.gz", "--json")
+    assert code == 0, err
+    like, b = nib.load(tmp_path / "like.nii.gz"), nib.load(tmp_path / "b.nii.gz")
+    report = json.loads(out.splitlines()[-1])
+    assert nib.aff2axcodes(b.affine) == turn
+    assert report["shape_after"] == list(b.shape[::-1])
+    assert np.allclose(b.affine, like.affine, rtol=0, atol=1e-4)
+    assert np.allclose(b.get_fdata(), like.get_fdata(), rtol=0, atol=0.02)
+    assert report["consistency_rmse"] <= 1e-3
+    if header != "nifti":
+        came_from = [int(row[0]) for row in ornt]
+        assert b.header.get_dim_info() == tuple(came_from)
+    code, out, err = run("verify", tmp_path / "b.nii.gz", "--against", thick, "--noise", "0", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["channels"][0]["rmse"] <= 1e-3
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["south-up", "rows and columns swapped"])
+def test_a_turned_raster_as_reference_gives_its_own_transform(
+    run: Run, scene: Path, tmp_path: Path, swapped: bool
+) -> None:
+    with rasterio.open(scene) as given:
+        north_up = Affine(5, 0, given.transform.c, 0, -5, given.transform.f)
+        rows, columns = 2 * given.height, 2 * given.width
+    own = (
+        Affine(0, 5, north_up.c, -5, 0, north_up.f)
+        if swapped
+        else Affine(5, 0, north_up.c, 0, 5, north_up.f - 5 * rows)
+    )
+    shape = (columns, rows) if swapped else (rows, columns)
+    like = write_raster(tmp_path / "like.tif", np.zeros((1, *shape), np.float32), transform=own)
+    common = ("--model", "floor", "--quiet", "--noise", "0")
+    run("upscale", scene, tmp_path / "a.tif", *common)
+    code, out, err = run("upscale", scene, tmp_path / "b.tif", *common, "--like", like, "--json")
+    assert code == 0, err
+    with rasterio.open(tmp_path / "a.tif") as a, rasterio.open(tmp_path / "b.tif") as b:
+        assert b.transform == own
+        turned = b.read().swapaxes(1, 2) if swapped else b.read()[:, ::-1]
+        assert np.array_equal(turned, a.read())
+    code, out, _ = run("verify", tmp_path / "b.tif", "--against", scene, "--noise", "0", "--json", "--quiet")
+    assert code == 0
+    assert json.loads(out)["channels"][0]["rmse"] <= 0.3
+
+
+@pytest.mark.parametrize("part", ["top", "middle", "bottom", "larger"])
+def test_a_reference_of_a_part_or_of_more_gives_its_grid_and_explains_that_part(
+    run: Run, tmp_path: Path, part: str
+) -> None:
+    scene = write_raster(tmp_path / "s2.tif", smooth((300, 60))[None])
+    first, rows = {"top": (0, 200), "middle": (240, 120), "bottom": (400, 200), "larger": (-700, 2400)}[part]
+    shift = -700 if part == "larger" else 0
+    columns = 1500 if part == "larger" else 120
+    like = write_raster(
+        tmp_path / "like.tif",
+        np.zeros((1, rows, columns), np.float32),
+        transform=Affine(5, 0, 500000 + 5 * shift, 0, -5, 5100000 - 5 * first),
+    )
+    code, out, err = run(
+        "upscale", scene, tmp_path / "o.tif", "--like", like, "--model", "floor", "--noise", "0", "--json", "--quiet"
+    )
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["consistency_rmse"] <= 1e-3 * 800
+    with rasterio.open(tmp_path / "o.tif") as product, rasterio.open(like) as reference:
+        assert product.shape == reference.shape
+        assert np.allclose(product.transform, reference.transform, rtol=0, atol=1e-6)
+        inside = np.isfinite(product.read(1)) & (product.read_masks(1) > 0)
+    assert inside.sum() == min(rows, 600) * 120
+
+
+def test_a_reference_of_another_place_is_refused(run: Run, tmp_path: Path) -> None:
+    scene = write_raster(tmp_path / "s2.tif", smooth((60, 60))[None])
+    like = write_raster(
+        tmp_path / "like.tif", np.zeros((1, 50, 50), np.float32), transform=Affine(5, 0, 900000, 0, -5, 5100000)
+    )
+    code, _, err = run("upscale", scene, tmp_path / "o.tif", "--like", like, "--model", "floor")
+    assert code == 2
+    assert "overlap" in err

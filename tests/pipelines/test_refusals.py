@@ -1,0 +1,162 @@
+"""What cannot be done is refused in one clear line, and nothing half-written is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.pipelines.files import Run, smooth
+
+BROKEN: dict[str, tuple[str, Callable[[Path], object], int]] = {
+    "missing": ("gone.nii.gz", lambda _: None, 3),
+    "empty": ("empty.nii.gz", lambda p: p.write_bytes(b""), 3),
+    "unknown kind": ("x.xyz", lambda p: p.write_bytes(b"what is this" * 50), 3),
+    "truncated gzip": (
+        "cut.nii.gz",
+        lambda p: (nib.save(nib.Nifti1Image(smooth((30, 28, 12)), np.diag([1, 1, 4, 1])), p), _cut(p)),
+        3,
+    ),
+    "truncated": (
+        "cut.nii",
+        lambda p: (nib.save(nib.Nifti1Image(smooth((30, 28, 12)), np.diag([1, 1, 4, 1])), p), _cut(p)),
+        3,
+    ),
+    "2-D": ("flat.nii", lambda p: nib.save(nib.Nifti1Image(smooth((30, 28)), np.eye(4)), p), 3),
+    "4-D": ("many.nii", lambda p: nib.save(nib.Nifti1Image(smooth((10, 10, 8, 3)), np.eye(4)), p), 3),
+    "all NaN": (
+        "nan.nii",
+        lambda p: nib.save(nib.Nifti1Image(np.full((9, 9, 8), np.nan, np.float32), np.diag([1, 1, 4, 1])), p),
+        3,
+    ),
+    "constant": (
+        "same.nii",
+        lambda p: nib.save(nib.Nifti1Image(np.full((9, 9, 8), 5, np.int16), np.diag([1, 1, 4, 1])), p),
+        3,
+    ),
+    "zero affine": ("zero.nii", lambda p: _with_sform(p, np.zeros((3, 4))), 3),
+    "NaN affine": ("nanaff.nii", lambda p: _with_sform(p, np.full((3, 4), np.nan)), 3),
+    "remote": ("https://example.org/a.nii", lambda _: None, 3),
+}
+
+
+def _cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def _with_sform(path: Path, rows: np.ndarray) -> None:
+    image = nib.Nifti1Image(smooth((9, 9, 8)), np.diag([1, 1, 4, 1]))
+    header = image.header
+    for name, row in zip(("srow_x", "srow_y", "srow_z"), rows, strict=True):
+        header[name] = row
+    header["sform_code"] = 1
+    header["qform_code"] = 0
+    with path.open("wb") as file:
+        file.write(header.binaryblock + b"\0" * 4 + np.asarray(image.dataobj).tobytes("F"))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_input_ends_in_one_clear_line(run: Run, tmp_path: Path, name: str) -> None:
+    file, make, expected = BROKEN[name]
+    path = file if "://" in file else tmp_path / file
+    if isinstance(path, Path):
+        make(path)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run("upscale", path, tmp_path / "o.nii.gz", "--scale", "2x1x1", "--model", "floor", "--quiet")
+    assert code == expected, err
+    assert out == ""
+    assert err.startswith("error    ")
+    assert err.count("\n") <= 2
+    assert "Traceback" not in err
+    assert sorted(tmp_path.iterdir()) == before
+    if name == "remote":
+        assert "remote" in err
+
+
+USAGE: dict[str, tuple[list[str], int]] = {
+    "scale below one": (["--scale", "0.5"], 2),
+    "absurd scale": (["--scale", "100x1x1"], 2),
+    "scale that is no number": (["--scale", "big"], 2),
+    "scale with too many axes": (["--scale", "2x2"], 2),
+    "spacing and scale": (["--scale", "2", "--spacing", "1"], 2),
+    "coarser spacing": (["--spacing", "9x1x1"], 2),
+    "its own grid": (["--scale", "1"], 2),
+    "unknown model": (["--model", "flor"], 2),
+    "unknown degradation": (["--degradation", "sinc:4"], 2),
+    "noise that is no number": (["--noise", "loud"], 2),
+    "memory too small": (["--memory", "10MB"], 4),
+    "memory that is no amount": (["--memory", "lots"], 2),
+    "bands of a volume": (["--bands", "1"], 2),
+    "a scale beyond numbers": (["--scale", "1e400"], 2),
+    "no workers": (["--workers", "0"], 2),
+    "negative thickness": (["--slice-thickness", "-3"], 2),
+    "unknown option": (["--frobnicate"], 2),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_a_request_that_cannot_be_met_is_refused_before_any_work(run: Run, thick: Path, name: str) -> None:
+    arguments, expected = USAGE[name]
+    before = sorted(thick.parent.iterdir())
+    model = [] if name == "unknown model" else ["--model", "floor"]
+    code, _, err = run("upscale", thick, thick.parent / "o.nii.gz", *model, *arguments)
+    assert code == expected, err
+    assert "Traceback" not in err
+    assert sorted(thick.parent.iterdir()) == before
+
+
+def test_the_nearest_model_name_is_offered(run: Run, thick: Path) -> None:
+    assert "floor" in run("upscale", thick, thick.parent / "o.nii.gz", "--model", "flor")[2]
+
+
+def test_an_existing_output_is_kept_unless_told(run: Run, thick: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.nii.gz"
+    output.write_bytes(b"precious")
+    code, _, err = run("upscale", thick, output, "--model", "floor", "--quiet")
+    assert code == 2
+    assert "--overwrite" in err
+    assert output.read_bytes() == b"precious"
+    assert run("upscale", thick, output, "--model", "floor", "--quiet", "--overwrite")[0] == 0
+    assert nib.load(output).shape[2] > 12
+
+
+@pytest.mark.parametrize("name", ["no/o.nii.gz", "o.xyz", "dicom_out", "o.tif"])
+def test_an_output_that_cannot_be_is_refused(run: Run, thick: Path, tmp_path: Path, name: str) -> None:
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run("upscale", thick, tmp_path / name, "--model", "floor", "--quiet")
+    assert code in (2, 3), err  # a raster sink refuses a volume as an input
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_input_is_never_overwritten(run: Run, thick: Path) -> None:
+    content = thick.read_bytes()
+    code, _, err = run("upscale", thick, thick, "--model", "floor", "--overwrite", "--quiet")
+    assert code == 2
+    assert "is the input" in err
+    assert thick.read_bytes() == content
+
+
+def test_debug_may_stand_anywhere_and_usage_is_one_line(run: Run, thick: Path, tmp_path: Path) -> None:
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "flor", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert run("upscale", thick)[2].count("\n") == 1
+
+
+def test_verify_refuses_noise_that_is_no_number(run: Run, thick: Path) -> None:
+    assert run("verify", thick, "--against", thick, "--noise", "abc")[0] == 2
+    assert run("verify", thick, "--against", thick, "--noise", "-1")[0] == 2
+
+
+def test_cuda_asked_for_and_absent(run: Run, thick: Path, tmp_path: Path) -> None:
+    from pipelines.networks import has_cuda
+
+    if has_cuda():
+        pytest.skip("this machine has CUDA")
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--device", "cuda", "--model", "floor")
+    assert code == 2
+    assert "CUDA" in err
