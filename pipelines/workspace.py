@@ -65,7 +65,7 @@ def require_space(needs: dict[Path, int], fix: str) -> None:
     """Raise BudgetError unless the disks under these existing folders have room for so many bytes each."""
     disks: dict[int, tuple[Path, int]] = {}
     for folder, needed in needs.items():
-        disk = folder.stat().st_dev
+        disk = _disk(folder)
         disks[disk] = (folder, needed + disks.get(disk, (folder, 0))[1])
     for folder, needed in disks.values():
         needed, free = int(needed * DISK_MARGIN), shutil.disk_usage(folder).free
@@ -75,6 +75,10 @@ def require_space(needs: dict[Path, int], fix: str) -> None:
                 why="it would stop half-way",
                 fix=f"free space, or {fix}",
             )
+
+
+def _disk(folder: Path) -> int:
+    return folder.stat().st_dev
 
 
 def remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 from scipy import ndimage
 
 from pipelines import runner
-from pipelines.calibration import QUIET_BIAS, noise_sigma, windows
+from pipelines.calibration import QUIET_BIAS, noise_sigma, refuse_labels, windows
+from pipelines.degradation import Profile
+from pipelines.errors import InputError
+from pipelines.image import ArraySource
 from pipelines.planning import Calibration
 from tests.pipelines.test_runner import _scene, made, raster
 
@@ -66,6 +70,43 @@ def test_windows_lie_in_the_image_and_reach_its_corners() -> None:
         assert max(b.stop[-1] for b in boxes) == shape[-1]
 
 
+@pytest.mark.parametrize(("count", "refused"), [(1900, True), (2100, False)])
+def test_many_whole_numbers_in_flat_regions_are_an_image(count: int, refused: bool) -> None:
+    side = 12
+    cells = np.arange(1, 2 * 24 * 48 + 1).reshape(2, 24, 48) % count + 1
+    values = np.repeat(np.repeat(cells, side, 1), side, 2).astype(float)
+    assert len(np.unique(values)) == count
+    if refused:
+        with pytest.raises(InputError, match="label map"):
+            refuse_labels(values, np.ones(values.shape, bool), "b1")
+    else:
+        refuse_labels(values, np.ones(values.shape, bool), "b1")
+
+
+def test_the_residual_over_the_noise_weighs_every_band_by_its_own_noise(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(size=(2, 96, 96)) * np.array([3.0, 90.0])[:, None, None]
+    samples = np.stack([_scene((96, 96)), 30 * _scene((96, 96), 1)]) + noise
+    source = ArraySource(samples, raster((96, 96), bands=2))
+    report = runner.upscale(source, tmp_path / "o.zarr", scale=2, model="floor")
+    ratios = [c.over_noise for c in report.channels]
+    assert None not in ratios
+    assert report.channels[1].noise_sigma > 10 * report.channels[0].noise_sigma
+    assert report.consistency_over_noise == pytest.approx(np.sqrt(np.mean(np.square(ratios))), rel=1e-6)
+
+
+def test_bands_of_different_blur_do_not_share_their_matrices(tmp_path: Path) -> None:
+    header = raster((64, 64), bands=3)
+    sharp = (Profile("mtf", 0.4),) * 2
+    header = replace(
+        header, channels=(header.channels[0], replace(header.channels[1], profiles=sharp), header.channels[2])
+    )
+    samples = np.stack([_scene((64, 64), k) for k in range(3)])
+    together, _, _ = made(tmp_path / "all", samples, header, scale=2)
+    for k, channel in enumerate(header.channels):
+        alone, _, _ = made(tmp_path / str(k), samples[k : k + 1], replace(header, channels=(channel,)), scale=2)
+        assert np.array_equal(together[k], alone[0])
+
+
 def test_more_noise_than_the_network_knows_gives_the_floor_and_says_so(tmp_path: Path) -> None:
     scene = np.stack([_scene((64, 64)), _scene((64, 64), 1)])
     noise = 0.3 * np.ptp(scene)
@@ -75,8 +116,6 @@ def test_more_noise_than_the_network_knows_gives_the_floor_and_says_so(tmp_path:
     floor, _, _ = made(tmp_path / "b", scene, raster((64, 64), bands=2), scale=2, noise=noise)
     assert np.array_equal(product, floor)
     assert not any(c.refined for c in Calibration.from_json(store.read_json("calibration.json") or {}).channels)
-    from pipelines.image import ArraySource
-
     report = runner.upscale(
         ArraySource(scene, raster((64, 64), bands=2)), tmp_path / "o.zarr", scale=2, model="lattice-geo", noise=noise
     )

@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from pipelines.card import BUILT_IN, CONFIGS, ModelCard, available, choose, find
+from pipelines.card import BUILT_IN, CONFIGS, ModelCard, available, find
 from pipelines.errors import ModelError
 
 
@@ -74,20 +73,6 @@ def test_a_file_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ModelError):
         ModelCard.read(path)
-
-
-def test_the_default_model_suits_the_request(tmp_path: Path) -> None:
-    bundle(tmp_path)
-    bundle(tmp_path, name="geo", domain="geo", axes="image", scales=(2.0, 4.0))
-    assert choose("med", (4, 1, 1), tmp_path).name == "net"
-    assert choose("med", (1, Fraction(5, 2), 1), tmp_path).name == "net"
-    assert choose("med", (4, 2, 1), tmp_path).name == "floor"
-    assert choose("med", (9, 1, 1), tmp_path).name == "floor"
-    assert choose("med", (1, 1, 1), tmp_path).name == "floor"
-    assert choose("geo", (2, 2), tmp_path).name == "geo"
-    assert choose("geo", (2, 3), tmp_path).name == "floor"
-    assert choose("geo", (6, 6), tmp_path).name == "floor"
-    assert choose("", (2, 2), tmp_path).name == "floor"
 
 
 def test_the_reason_against_a_scale_names_the_trained_range(tmp_path: Path) -> None:

@@ -50,6 +50,28 @@ def test_a_blur_no_network_knows_gives_the_floor_and_says_so() -> None:
     assert any("untested" in w for w in told.warnings)
 
 
+@pytest.mark.parametrize(
+    ("scale", "model"),
+    [
+        ("4x1x1", "lattice-mri-1.0"),
+        ("5/2x1x1", "lattice-mri-1.0"),
+        ("4x2x1", "floor"),
+        ("9x1x1", "floor"),
+        ("1x2x1", "floor"),
+    ],
+)
+def test_the_default_model_suits_the_axes_of_a_volume(scale: str, model: str) -> None:
+    assert _plan(volume((20, 40, 40), 4.0, 4.0), scale=scale).model == model
+
+
+@pytest.mark.parametrize(
+    ("scale", "model"), [("2", "lattice-geo-1.0"), ("4", "lattice-geo-1.0"), ("2x3", "floor"), ("6", "floor")]
+)
+def test_the_default_model_suits_the_scale_of_an_image(scale: str, model: str) -> None:
+    assert _plan(raster(), scale=scale).model == model
+    assert _plan(replace(raster(), domain=""), scale=scale).model == "floor"
+
+
 def test_the_identity_of_an_image_in_zarr_changes_with_its_samples(tmp_path: Path) -> None:
     header = raster((20, 20))
     for name, seed in (("a", 0), ("b", 1), ("c", 0)):

@@ -147,6 +147,12 @@ def test_debug_may_stand_anywhere_and_usage_is_one_line(run: Run, thick: Path, t
     assert run("upscale", thick)[2].count("\n") == 1
 
 
+def test_verify_refuses_a_product_that_is_no_finer(run: Run, thick: Path) -> None:
+    code, _, err = run("verify", thick, "--against", thick, "--quiet")
+    assert code == 2
+    assert "no finer grid" in err
+
+
 def test_verify_refuses_noise_that_is_no_number(run: Run, thick: Path) -> None:
     assert run("verify", thick, "--against", thick, "--noise", "abc")[0] == 2
     assert run("verify", thick, "--against", thick, "--noise", "-1")[0] == 2

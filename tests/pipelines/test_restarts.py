@@ -14,6 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipelines import workspace
+from pipelines.errors import BudgetError, StoreError
 from tests.pipelines.files import Run, smooth
 
 
@@ -107,3 +109,105 @@ def test_a_signal_stops_the_run_so_that_it_can_go_on(thick: Path, tmp_path: Path
     assert not (tmp_path / "o.nii").exists()
     done = subprocess.run([*command, "--resume", "--json", "--quiet"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["tiles_resumed"] >= 1
+
+
+def test_a_plan_of_another_version_is_not_resumed(run: Run, thick: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    common = ("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--work", work, "--quiet")
+    assert run(*common)[0] == 0
+    plan = json.loads((work / "plan.json").read_text())
+    del plan["orientation"]
+    (work / "plan.json").write_text(json.dumps({**plan, "something_new": 1}))
+    code, _, err = run(*common, "--overwrite", "--resume")
+    assert code == 3
+    assert "another version" in err
+    assert run(*common, "--overwrite")[0] == 0
+
+
+def test_the_default_device_is_the_one_it_stands_for(run: Run, thick: Path, tmp_path: Path) -> None:
+    from pipelines.networks import has_cuda
+
+    device = "cuda" if has_cuda() else "cpu"
+    common = ("upscale", thick, tmp_path / "o.nii.gz", "--scale", "2x1x1", "--work", tmp_path / "work", "--json")
+    assert run(*common, "--quiet")[0] == 0
+    code, out, err = run(*common, "--quiet", "--overwrite", "--resume", "--device", device)
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["tiles_resumed"] >= 1
+
+
+def test_a_disk_that_is_full_while_reading_leaves_a_run_to_resume(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.zarr_image.create_array", full)
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
+    assert code == 5, err
+    assert "No space left" in err
+    assert "--resume" in err
+    monkeypatch.undo()
+    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet", "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["export", "verify"])
+@pytest.mark.parametrize("output", ["o.nii.gz", "o.zarr"])
+def test_a_stop_after_the_last_tile_leaves_no_product_and_goes_on(
+    thick: Path, tmp_path: Path, stage: str, output: str
+) -> None:
+    from pipelines import runner
+    from pipelines.errors import StoppedError
+
+    reached: list[str] = []
+    with pytest.raises(StoppedError, match=stage):
+        runner.upscale(
+            thick, tmp_path / output, model="floor",
+            progress=lambda name, _done, _total: reached.append(name), stopped=lambda: stage in reached,
+        )  # fmt: skip
+    left = {p.name for p in tmp_path.iterdir()} - {"t2.nii.gz", "t2.json"}
+    assert left == {f"{output}.work"}
+    report = runner.upscale(thick, tmp_path / output, model="floor", resume=True)
+    assert report.tiles_resumed == report.tiles
+
+
+def test_a_product_that_cannot_be_compared_does_not_stay(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object, **__: object) -> None:
+        raise StoreError(what="planted")
+
+    monkeypatch.setattr("pipelines.runner.verify", damaged)
+    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")[0] == 5
+    assert not (tmp_path / "o.nii.gz").exists()
+    assert not (tmp_path / "o.nii.gz.report.json").exists()
+    monkeypatch.undo()
+    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet", "--resume")[0] == 0
+
+
+def test_a_failing_export_keeps_the_old_product_and_its_report(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "o.nii.gz"
+    assert run("upscale", thick, output, "--model", "cubic", "--quiet")[0] == 0
+    before = output.read_bytes(), (tmp_path / "o.nii.gz.report.json").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("srmed.nifti.os.fsync", full)
+    assert run("upscale", thick, output, "--model", "floor", "--quiet", "--overwrite")[0] == 5
+    assert (output.read_bytes(), (tmp_path / "o.nii.gz.report.json").read_bytes()) == before
+
+
+def test_each_disk_must_hold_what_goes_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.mkdir()
+    b.mkdir()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(BudgetError, match="disk"):  # one disk under both
+        workspace.require_space({a: 600, b: 600}, "look elsewhere")
+    workspace.require_space({a: 400, b: 400}, "look elsewhere")
+    monkeypatch.setattr(workspace, "_disk", lambda folder: folder.name)
+    workspace.require_space({a: 600, b: 600}, "look elsewhere")
+    with pytest.raises(BudgetError, match="look elsewhere"):
+        workspace.require_space({a: 100, b: 1000}, "look elsewhere")

@@ -6,11 +6,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from pipelines.errors import UsageError
 from pipelines.grid import Factor, placements
 from pipelines.interpolation import interpolate
 from pipelines.projection import project
 from pipelines.samples import SAMPLES, Sample, head, landscape, texture
 from pipelines.samples.drawing import hashed
+from pipelines.samples_io import write_sample
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,13 @@ def test_green_fields_are_bright_in_the_infrared_and_water_is_dark(the_landscape
     water = infrared < 350
     assert 0.005 < water.mean() < 0.1
     assert np.median(infrared[water]) < np.median(blue[water])
+
+
+def test_no_file_of_someone_else_is_replaced_by_a_sample(tmp_path):
+    (tmp_path / "head.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"head\.json"):
+        write_sample("head", tmp_path / "head.nii.gz")
+    assert [p.name for p in tmp_path.iterdir()] == ["head.json"]
 
 
 def test_a_random_field_has_the_wavelength_asked():
