@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.ndimage import minimum_filter
 
 from pipelines import interpolation
 from pipelines.degradation import Degradation, Profile, axis_matrix, width_in_fine
@@ -46,6 +47,9 @@ QUIET_QUANTILE = 0.2
 
 QUIET_BIAS = 0.903
 """That quantile over the true deviation on white noise, blocks of 14 x 14 coefficients (a test measures it)."""
+
+FEWEST_COEFFICIENTS = 400
+"""Their median absolute deviation is within 10 % of the noise; fewer say nothing."""
 
 MAD_PER_SIGMA = 0.6744897501960817
 """Median absolute deviation of a Gaussian over its standard deviation."""
@@ -160,12 +164,21 @@ def noise_sigma(values: NDArray[np.float64], valid: NDArray[np.bool_], *, rician
             reference = float(np.median(estimates[3][agreed]))
             alike = positive & (ratio <= RAYLEIGH_AGREEMENT) & (estimates[3] < 1.25 * reference)
             return float(np.median(estimates[3][alike])), "background (Rayleigh)"
-    diagonal = np.diff(np.diff(blocks, 2, axis=1), 2, axis=2) / 6  # unit gain for white noise
+    diagonal = _diagonal(blocks)
     informative = whole & (np.ptp(blocks, axis=(1, 2)) > 0) & ((blocks == 0).mean(axis=(1, 2)) < 0.1)
-    if not informative.any():
-        return 0.0, "none"
+    if not informative.any():  # so many holes that no block is whole: every coefficient that sees none
+        seen = minimum_filter(valid, (1,) * (valid.ndim - 2) + (3, 3))[..., 1:-1, 1:-1]
+        known = _diagonal(values)[seen & (values != 0)[..., 1:-1, 1:-1]]
+        if np.count_nonzero(known) < FEWEST_COEFFICIENTS:
+            return 0.0, "none"
+        return float(np.median(np.abs(known)) / MAD_PER_SIGMA), "wavelet (diagonal band between holes)"
     deviation = np.median(np.abs(diagonal[informative]), axis=(1, 2)) / MAD_PER_SIGMA
     return float(np.quantile(deviation, QUIET_QUANTILE) / QUIET_BIAS), "wavelet (diagonal band)"
+
+
+def _diagonal(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The finest diagonal band of (..., y, x): unit gain for white noise."""
+    return np.asarray(np.diff(np.diff(values, 2, axis=-2), 2, axis=-1) / 6)
 
 
 def _blocks(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -53,16 +53,23 @@ def measure(case: Case, folder: Path, sigma: np.ndarray) -> dict[str, float]:
     )
     calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
     places = placements(case.header.grid, plan.fine)
-    cubic = interpolate(case.coarse, places, "cubic")
-    best = max(psnr(case, project(cubic, case.coarse, case.degradation, weight=w).image) for w in SCAN)
-    residual = case.degradation.forward(np.nan_to_num(floor)) - case.coarse
-    over = np.sqrt(np.mean(residual**2, axis=tuple(range(1, residual.ndim)))) / sigma
+    filled = np.asarray(store.array(store.coarse)[:])  # holes as the engine fills them, for all methods alike
+    cubic = interpolate(filled, places, "cubic")
+    holes = np.isnan(floor)
+
+    def shown(image: np.ndarray) -> float:
+        return psnr(case, np.where(holes, np.nan, image))
+
+    best = max(shown(project(cubic, filled, case.degradation, weight=w).image) for w in SCAN)
+    degraded = (case.degradation.forward_valid(f, ~h)[0] for f, h in zip(floor, holes, strict=True))
+    residual = np.stack(list(degraded)) - case.coarse
+    over = np.sqrt(np.nanmean(residual**2, axis=tuple(range(1, residual.ndim)))) / sigma
     estimate = np.array([c.noise_sigma for c in calibration.channels]) / sigma
     return {
         "noise_estimated_over_true": float(np.median(estimate)),
         "residual_over_noise_worst_band": float(over.max()),
-        "cubic_db": psnr(case, cubic),
-        "floor_db": psnr(case, floor),
+        "cubic_db": shown(cubic),
+        "floor_db": shown(floor),
         "best_of_scan_db": best,
     }
 

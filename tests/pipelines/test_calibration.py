@@ -43,6 +43,18 @@ def test_noise_over_a_scene_as_a_sensor_blurs_it(share: float) -> None:
     assert 0.9 <= _estimate(scene + sigma * RNG.normal(size=scene.shape))[0] / sigma <= 1.6
 
 
+def test_noise_between_holes_is_estimated_from_what_they_leave() -> None:
+    values = 100 + RNG.normal(0, 5.0, (12, 96, 96))
+    valid = np.ones(values.shape, bool)
+    valid[:, ::8] = valid[:, :, ::8] = False
+    values[~valid] = 0
+    found, method = noise_sigma(values, valid, rician=False)
+    assert method.endswith("between holes)")
+    assert found == pytest.approx(5.0, rel=0.05)
+    valid[:, ::3] = False
+    assert noise_sigma(values, valid, rician=False) == (0.0, "none")
+
+
 def _head(sigma: float) -> np.ndarray:
     tissue = np.zeros((16, 20, 48, 48))
     tissue[5:11, :, 8:40, 8:40] = 300 + 60 * ndimage.gaussian_filter(RNG.normal(size=(6, 20, 32, 32)), 1) * 8
