@@ -87,6 +87,15 @@ def _asked(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_data_folder = click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    envvar="TRUESCALE_DATA",
+    help="Default: $TRUESCALE_DATA.",
+)
+
+
 def _request(options: dict[str, Any]) -> Request:
     from pipelines.request import Request
 
@@ -310,13 +319,7 @@ def models(name: str | None, as_json: bool) -> None:
 
 @truescale.command()
 @click.option("--suite", type=click.Choice(["smoke", "full"]), default="smoke", show_default=True)
-@click.option(
-    "--data",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    envvar="TRUESCALE_DATA",
-    help="Default: $TRUESCALE_DATA.",
-)
+@_data_folder
 @click.option("--model", "chosen", metavar="NAME", multiple=True, help="Only these (and the floor). Repeatable.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--quiet", is_flag=True)
@@ -353,13 +356,7 @@ def sample(name: str, output: Path, overwrite: bool) -> None:
 
 @truescale.command()
 @click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--data",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    envvar="TRUESCALE_DATA",
-    help="Default: $TRUESCALE_DATA.",
-)
+@_data_folder
 @click.option(
     "--out",
     metavar="DIR",
