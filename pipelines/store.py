@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import shards
 from pipelines.errors import StoreError
-from pipelines.grid import Box
+from pipelines.shards import CLEVEL, CNAME
 
 if TYPE_CHECKING:
     import zarr
@@ -38,7 +38,7 @@ COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One finished (or failed) tile. checksum: CRC-32 of the shard; before, after: (sum of squares, count, maximum)."""
+    """One finished (or failed) tile. checksum: CRC-32C of the shard; before, after: (sum of squares, count, largest)."""
 
     tile: int
     run: str
@@ -104,32 +104,22 @@ class Store:
         import zarr
 
         try:
-            found = zarr.open_array(str(group / name), mode="r+")
+            return zarr.open_array(str(group / name), mode="r+")
         except (FileNotFoundError, ValueError, KeyError) as error:
             raise StoreError(
                 what=f"the work folder has no {group.name}/{name}", fix="remove the work folder and start again"
             ) from error
-        # the setting is not kept with the array: without it a shard of zeros is not written at all
-        return found.with_config({"write_empty_chunks": True})
 
     def has_mask(self) -> bool:
         """Whether some coarse samples are invalid."""
         return (self.coarse / "valid" / "zarr.json").exists()
 
-    def write_shard(
-        self, array: zarr.Array[Any], box: Box, values: NDArray[np.floating], position: Sequence[int]
-    ) -> int:
-        """Write one whole shard (c, *box) and return the CRC-32 of its file. Raises StoreError on a full disk."""
+    def write_shard(self, array: zarr.Array[Any], values: NDArray[np.floating], position: Sequence[int]) -> int:
+        """Write one whole shard (c, *box) and return the CRC-32C of its file. Raises StoreError on a full disk."""
         path = self.shard_path(position)
+        assert array.shards is not None
         try:
-            path.unlink(missing_ok=True)  # zarr would merge into an old shard, and stumble over a damaged one
-            array[(slice(None), *box.slices)] = values
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            return checksum(path)
+            return shards.write(path, shards.encode(values, array.chunks, array.shards))
         except OSError as error:
             raise StoreError(
                 what=f"a shard could not be written ({error.strerror})",
@@ -152,34 +142,24 @@ def create_array(
     shape: Sequence[int],
     dtype: str,
     chunks: Sequence[int],
-    shards: Sequence[int] | None,
+    shard: Sequence[int] | None,
     fill: bool = False,
 ) -> zarr.Array[Any]:
-    """A zarr v3 array with blosc (lz4, bitshuffle) and a checksum per chunk; every shard is written, empty or not."""
+    """A zarr v3 array with blosc (lz4, bitshuffle) and a checksum per chunk."""
     import zarr
     from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-    compressors = (BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.bitshuffle), Crc32cCodec())
+    compressors = (BloscCodec(cname=CNAME, clevel=CLEVEL, shuffle=BloscShuffle.bitshuffle), Crc32cCodec())
     return zarr.create_array(
         str(group / name),
         shape=tuple(shape),
         dtype=dtype,
         chunks=tuple(chunks),
-        shards=tuple(shards) if shards else None,
+        shards=tuple(shard) if shard else None,
         compressors=compressors,
         fill_value=fill if dtype == "bool" else 0,
         overwrite=True,
-        config={"write_empty_chunks": bool(shards)},
     )
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
 
 
 class Ledger:
@@ -228,4 +208,4 @@ class Ledger:
 
     def _intact(self, position: tuple[int, ...], expected: int) -> bool:
         path = self._store.shard_path(position)
-        return path.exists() and checksum(path) == expected
+        return path.exists() and shards.checksum(path) == expected

@@ -109,7 +109,7 @@ class Worker:
     def write(self, tile: Tile, values: NDArray[np.floating], record: Record, ledger: Ledger, writer: str) -> Record:
         """Write the shard, then its record: in that order."""
         started = time.perf_counter()
-        checksum = self.store.write_shard(self._fine, tile.write, values, self.cover.position(tile.index))
+        checksum = self.store.write_shard(self._fine, values, self.cover.position(tile.index))
         seconds = {**record.seconds, "write": time.perf_counter() - started}
         done = Record(record.tile, record.run, checksum, seconds, record.before, record.after)
         ledger.append(writer, done)

@@ -23,7 +23,7 @@ def test_a_refused_resume_keeps_the_run(run: Run, thick: Path, tmp_path: Path, m
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.store.checksum", full)
+    monkeypatch.setattr("pipelines.store.shards.write", full)
     assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")[0] == 5
     monkeypatch.undo()
     again = ("upscale", thick, tmp_path / "o.nii.gz", "--resume", "--quiet")
@@ -82,7 +82,7 @@ def test_a_disk_that_fills_up_leaves_a_run_to_resume(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.store.checksum", full)
+    monkeypatch.setattr("pipelines.store.shards.write", full)
     code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
     assert code == 5, err
     assert "--resume" in err
