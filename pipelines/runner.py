@@ -66,9 +66,7 @@ def plan(source: Source, request: Request, *, like: Grid | None = None, paths: P
     """What would happen, without reading a pixel or writing a byte."""
     if like is not None and like.frame.kind == source.header.grid.frame.kind == "patient":
         like = replace(like, frame=source.header.grid.frame)  # one file says a UID, another none: compared by the user
-    made = decisions.resolve(
-        source.header, source.identity, request, reference=like, cores=os.cpu_count() or 1, version=version()
-    )
+    made = decisions.resolve(source.header, source.identity, request, reference=like, cores=cores(), version=version())
     if paths is not None:
         header = _product_header(source.header, made).turned(made.orientation)
         formats.sink_for(paths.output).refuse(header, paths.output)
@@ -242,7 +240,18 @@ def run(
 
 
 def _threads(made: Plan) -> int:
-    return max(1, (os.cpu_count() or 1) // made.workers)
+    """Threads of a network per worker: the idle cores, shared out.
+
+    Threads that wait at every barrier for a core that something else holds are slower than one (0.4 to 0.6 times); their
+    number changes no byte.
+    """
+    idle = cores() - (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
+    return max(1, round(idle) // made.workers)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chosen(bands: Sequence[int] | None) -> tuple[int, ...] | None:
