@@ -38,7 +38,7 @@ COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One finished (or failed) tile. checksum: CRC-32C of the shard; before, after: sum of squares, count, maximum."""
+    """One finished or failed tile. checksum: CRC-32C of the shard; before, after: sum of squares, count, maximum."""
 
     tile: int
     run: str
