@@ -242,8 +242,8 @@ def run(
 def _threads(made: Plan) -> int:
     """Threads of a network per worker: the idle cores, shared out.
 
-    Threads that wait at every barrier for a core that something else holds are slower than one (0.4 to 0.6 times); their
-    number changes no byte.
+    Threads that wait at every barrier for a core that something else holds are slower than one thread. Their number
+    changes no byte.
     """
     idle = cores() - (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
     return max(1, round(idle) // made.workers)

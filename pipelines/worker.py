@@ -262,7 +262,7 @@ def run_tiles(
         thread.start()
     while (item := ahead.get()) is not None:
         tile, window = item
-        if broken:
+        if broken or stopped():
             continue
         try:
             if isinstance(window, BaseException):
