@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pipelines.planning import Plan
     from pipelines.report import RunReport
 
+EXPLAINED = 1.2
+"""A residual up to this many standard deviations of the noise is within the noise."""
+
 LOG_EVERY_S = 10.0
 """Seconds between progress lines where stderr is no terminal."""
 
@@ -170,7 +173,9 @@ def describe_report(report: RunReport) -> str:
     if report.consistency_rmse is None:
         explained = "nothing to compare"
     elif report.consistency_over_noise is None:
-        explained = f"residual {report.consistency_rmse:.3g} in input units (noise told as 0)"
+        explained = f"residual {report.consistency_rmse:.3g} in input units (noise taken as 0)"
+    elif report.consistency_over_noise > EXPLAINED:
+        explained = f"differs from the input: residual {report.consistency_over_noise:.2f} of its noise once degraded"
     else:
         explained = f"explains the input: residual {report.consistency_over_noise:.2f} of its noise"
     lines = [f"done     {total:.0f} s  {report.peak_bytes / 1e9:.2f} GB  {explained}"]

@@ -141,7 +141,14 @@ def held(folder: Path) -> Iterator[None]:
             what=f"another run (process {owner}) is at work on '{folder.name}'",
             fix=f"wait for it, or remove '{lock.name}' if it is none of truescale's",
         )
-    lock.write_text(str(os.getpid()))
+    try:
+        lock.write_text(str(os.getpid()))
+    except OSError as error:
+        raise UsageError(
+            what=f"the folder of the work folder cannot be written ({error.strerror})",
+            why="a run keeps its tiles there",
+            fix="choose another output folder, or name one with --work",
+        ) from error
     try:
         yield
     finally:

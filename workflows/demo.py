@@ -170,7 +170,7 @@ def upscaled(folder: Path, job: Job, tools: str, model: str | None = None) -> Pa
     done = call("upscale", job.source, output, *options, "--overwrite", "--quiet", "--json")
     report = json.loads(done.text.splitlines()[-1])
     if model is None:
-        (folder / f"{job.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (folder / f"{job.name}_run.json").write_text(json.dumps(report, indent=1) + "\n")
     note(folder, f"{name}_up", made_from)
     ratio = report.get("consistency_over_noise")
     explains = "" if ratio is None else f", residual {ratio:.2f} of the noise"
@@ -246,7 +246,7 @@ def main() -> None:
         found: dict[str, dict[str, float]] = {}
         if job.truth is not None:
             plain = {m: upscaled(folder, job, tools, m) for m in PLAIN}
-            model = json.loads((folder / f"{job.name}.json").read_text())["model"]
+            model = json.loads((folder / f"{job.name}_run.json").read_text())["model"]
             found = compared(folder, job, {**plain, model: product}, tools)
             errors[job.name] = found
         drawn(folder, job, product, found, tools)

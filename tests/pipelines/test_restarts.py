@@ -199,6 +199,19 @@ def test_a_failing_export_keeps_the_old_product_and_its_report(
     assert (output.read_bytes(), (tmp_path / "o.nii.gz.report.json").read_bytes()) == before
 
 
+def test_a_folder_that_cannot_be_written_is_refused(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.write_text", denied)
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
+    assert code == 2
+    assert "Permission denied" in err
+    assert not list(tmp_path.glob("o.nii.gz*"))
+
+
 def test_each_disk_must_hold_what_goes_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.mkdir()
