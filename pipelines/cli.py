@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import StoppedError, TruescaleError, UsageError
-from pipelines.screen import Screen, describe_header, describe_plan, describe_report, table
+from pipelines.screen import Screen, describe_check, describe_header, describe_plan, describe_report, table
 
 if TYPE_CHECKING:
     from pipelines.request import Request
@@ -250,7 +250,7 @@ def ingest(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 @click.option("--quiet", is_flag=True)
 def verify(product: Path, against: Path, as_json: bool, quiet: bool, bands: str | None, **options: Any) -> None:
-    """Degrade PRODUCT again and compare it with INPUT: residual per slice or row block, over the noise.
+    """Degrade PRODUCT again and compare it with INPUT: residual per slice or square, over the noise.
 
     truescale verify t2_iso.nii.gz --against t2_axial.nii.gz
     """
@@ -261,20 +261,7 @@ def verify(product: Path, against: Path, as_json: bool, quiet: bool, bands: str 
     if as_json:
         click.echo(json.dumps(result))
     else:
-        rows = [
-            [r["channel"], f"{r['start']}-{r['stop'] - 1}", f"{r['rmse']:.4g}", _ratio(r["over_noise"])]
-            for r in result["parts"]
-        ]
-        click.echo(table(["channel", f"{result['part_axis']} slices", "rmse", "over noise"], rows))
-        for c in result["channels"]:
-            click.echo(
-                f"{c['channel']}: rmse {c['rmse']:.4g}, {_ratio(c['over_noise'])} of the noise "
-                f"({c['noise_sigma']:.4g}), largest {c['maximum']:.4g}, degradation {c['degradation']}"
-            )
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+        click.echo(describe_check(result))
 
 
 @truescale.command()

@@ -261,6 +261,11 @@ class Orientation:
         """One value per axis, in the new order."""
         return tuple(values[a] for a in self.order)
 
+    def names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Names of the new axes: 'left-right' of one that is flipped becomes 'right-left'."""
+        pairs = zip(self.axes(names), self.flipped, strict=True)
+        return tuple("-".join(reversed(name.split("-"))) if back else name for name, back in pairs)
+
     def grid(self, grid: Grid) -> Grid:
         """The same samples at the same places, indexed along the new axes."""
         affine = np.array(grid.affine)

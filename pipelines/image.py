@@ -118,12 +118,7 @@ class Header:
             grid=orientation.grid(self.grid),
             channels=tuple(replace(c, profiles=orientation.axes(c.profiles)) for c in self.channels),
             slice_axis=slice_axis,
-            anatomical_axes=tuple(
-                "-".join(reversed(name.split("-"))) if back else name
-                for name, back in zip(orientation.axes(self.anatomical_axes), orientation.flipped, strict=True)
-            )
-            if self.anatomical_axes
-            else (),
+            anatomical_axes=orientation.names(self.anatomical_axes) if self.anatomical_axes else (),
             file_world="",
             file_affine=(),
         )

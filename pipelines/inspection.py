@@ -16,7 +16,7 @@ from pipelines.calibration import noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import UsageError
 from pipelines.grid import Box, Orientation
-from pipelines.image import Header, Source, Told, TurnedSource
+from pipelines.image import Header, Source, Told
 from pipelines.projection import Residual
 from pipelines.request import parse_noise
 from pipelines.verification import verify
@@ -121,7 +121,9 @@ def check(
     nodata: float | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> dict[str, Any]:
-    """Residual of INPUT minus the degraded PRODUCT: per channel, and per block of slices or rows.
+    """Residual of INPUT minus the degraded PRODUCT: per channel, and per slice of a volume or square of an image.
+
+    Samples next to a hole see a part of their surroundings only: `beside_holes` counts them apart.
 
     Raises UsageError if the two do not have the same channels, GeometryError if their grids do not fit.
     """
@@ -143,9 +145,7 @@ def check(
             fine = type(fine)(fine.axes, fine.shape, fine.affine, given.header.grid.frame)
         to_input = Orientation.onto(fine, given.header.grid)
         models: list[Degradation | None] = [
-            given.header.degradation(to_input.grid(fine), c, told).turned(to_input.inverse)
-            if channel.kind == "image"
-            else None
+            given.header.degradation(to_input.grid(fine), c, told) if channel.kind == "image" else None
             for c, channel in enumerate(given.header.channels)
         ]
         if not any(model is not None and model.changed for model in models):
@@ -159,10 +159,14 @@ def check(
             (0.0, "none") if m is None else _noise(observed, c) if noise == "auto" else (float(noise), "told")
             for c, m in enumerate(models)
         ]
-        turned = TurnedSource(observed, to_input.inverse)
-        result = verify(made, turned, models, on_slab=lambda done, total: progress("verify", done, total))
-        names = [c.name for c in given.header.channels]
-        axis = given.header.grid.axes[to_input.inverse.order[0]]
+        result = verify(
+            made,
+            observed,
+            models,
+            orientation=to_input.inverse,
+            on_rows=lambda done, total: progress("verify", done, total),
+        )
+        names, axes = [c.name for c in given.header.channels], given.header.grid.axes
     channels, parts = [], []
     for c, model in enumerate(models):
         if model is None:
@@ -170,25 +174,25 @@ def check(
         sigma, method = sigmas[c]
         channels.append(
             {
-                **_numbers(names[c], result.total(c), sigma),
-                "rmse_inner": result.total(c, inner=True).rms,
+                **_numbers(names[c], result.inner.total(c), sigma),
+                "beside_holes": _numbers(names[c], result.beside.total(c), sigma),
                 "noise_sigma": sigma,
                 "noise_method": method,
                 "degradation": " x ".join(model.spec),
             }
         )
         parts += [
-            {**_numbers(names[c], slab.residuals[c], sigma), "start": slab.start, "stop": slab.stop}
-            for slab in result.slabs
+            {**_numbers(names[c], result.inner.of(c, part), sigma), "start": list(box.start), "stop": list(box.stop)}
+            for part, box in result.parts()
         ]
-    return {"product": str(product), "against": str(against), "part_axis": axis, "channels": channels, "parts": parts}
+    return {"product": str(product), "against": str(against), "axes": axes, "channels": channels, "parts": parts}
 
 
 def _numbers(name: str, residual: Residual, sigma: float) -> dict[str, Any]:
     return {
         "channel": name,
-        "rmse": residual.rms,
-        "maximum": residual.maximum,
+        "rmse": residual.rms if residual.count else None,
+        "maximum": residual.maximum if residual.count else None,
         "samples": residual.count,
-        "over_noise": residual.rms / sigma if sigma else None,
+        "over_noise": residual.rms / sigma if sigma and residual.count else None,
     }

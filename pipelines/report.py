@@ -20,7 +20,10 @@ from pipelines.verification import Verification
 
 @dataclass(frozen=True, slots=True)
 class ChannelResult:
-    """Consistency of one channel. rmse in input units; over_noise: null where the noise is 0."""
+    """Consistency of one channel. rmse in input units; over_noise: null where the noise is 0.
+
+    rmse counts the samples that see only valid ones; rmse_beside_holes the others, compared with what they see.
+    """
 
     name: str
     degradation: str
@@ -30,6 +33,7 @@ class ChannelResult:
     rmse_before: float | None
     rmse: float | None
     over_noise: float | None
+    rmse_beside_holes: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class RunReport:
     run_hash: str
     axes: str
     axes_named: tuple[str, ...]
+    axes_named_after: tuple[str, ...]
     shape_before: tuple[int, ...]
     shape_after: tuple[int, ...]
     spacing_before: tuple[float, ...]
@@ -58,6 +63,7 @@ class RunReport:
     consistency_rmse: float | None
     consistency_over_noise: float | None
     consistency_max: float | None
+    consistency_worst_part: dict[str, Any] | None
     channels: tuple[ChannelResult, ...]
     clipped: float = 0
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -123,16 +129,14 @@ def summarise(
     numbers = calibration.channels
     channels, everything, weighted, counted = [], Residual(), 0.0, 0
     for c, channel in enumerate(made.channels):
-        total = checked.total(c) if checked.slabs else Residual()
+        total, beside = checked.inner.total(c), checked.beside.total(c)
         before = Residual()
         for _, record in sorted(records.items()):
             before = before.merged(Residual(*record.before[c]))
         sigma = numbers[c].noise_sigma
-        compared = channel.treatment != "nearest"
-        if compared:
-            everything = everything.merged(total)
-            if sigma:
-                weighted, counted = weighted + total.sum_squares / sigma**2, counted + total.count
+        everything = everything.merged(total)
+        if sigma:
+            weighted, counted = weighted + total.sum_squares / sigma**2, counted + total.count
         channels.append(
             ChannelResult(
                 name=channel.name,
@@ -141,8 +145,9 @@ def summarise(
                 noise_method=numbers[c].noise_method,
                 weight=numbers[c].weight,
                 rmse_before=before.rms if before.count else None,
-                rmse=total.rms if compared else None,
-                over_noise=total.rms / sigma if compared and sigma else None,
+                rmse=total.rms if total.count else None,
+                over_noise=total.rms / sigma if total.count and sigma else None,
+                rmse_beside_holes=beside.rms if beside.count else None,
             )
         )
     floored = [
@@ -160,6 +165,7 @@ def summarise(
         run_hash=made.run_hash,
         axes=made.coarse.axes,
         axes_named=made.axes_named,
+        axes_named_after=made.orientation.names(made.axes_named),
         shape_before=made.coarse.shape,
         shape_after=made.product.shape,
         spacing_before=made.coarse.spacing,
@@ -176,11 +182,26 @@ def summarise(
         consistency_rmse=everything.rms if everything.count else None,
         consistency_over_noise=(weighted / counted) ** 0.5 if counted else None,
         consistency_max=everything.maximum if everything.count else None,
+        consistency_worst_part=_worst_part(made, checked, calibration),
         channels=tuple(channels),
         facts=made.facts,
         warnings=tuple(warnings),
         version=made.version,
     )
+
+
+def _worst_part(made: Plan, checked: Verification, calibration: Calibration) -> dict[str, Any] | None:
+    """The slice or square, in the input's samples, that is explained worst: over the noise where that is known."""
+    found: dict[str, Any] | None = None
+    for c, channel in enumerate(made.channels):
+        sigma = calibration.channels[c].noise_sigma
+        for part, box in checked.parts():
+            residual = checked.inner.of(c, part)
+            over = residual.rms / (sigma or 1.0)
+            if residual.count and (found is None or over > found["over"]):
+                found = {"channel": channel.name, "start": box.start, "stop": box.stop, "rmse": residual.rms}
+                found |= {"over_noise": over if sigma else None, "over": over}
+    return found and {key: value for key, value in found.items() if key != "over"}
 
 
 def write_report(report: RunReport, product: Path) -> None:

@@ -168,8 +168,7 @@ def _carry_out(
     report_path(paths.output).unlink(missing_ok=True)  # it spoke of another product
     try:
         with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
-            turned = TurnedSource(observed, made.orientation)
-            checked = verify(written, turned, _models(made), on_slab=step("verify"))
+            checked = verify(written, observed, _models(made), orientation=made.orientation, on_rows=step("verify"))
             written_header = written.header
     except BaseException:
         remove(paths.output)  # nothing stays that has not been compared with its input
@@ -327,11 +326,8 @@ def _calibrate(store: Store, made: Plan) -> None:
 
 
 def _models(made: Plan) -> list[Any]:
-    """The forward models of the channels along the product's axes; None for one that is not compared."""
-    return [
-        None if channel.treatment == "nearest" else made.degradation(c).turned(made.orientation)
-        for c, channel in enumerate(made.channels)
-    ]
+    """The forward models of the channels; None for one that is not compared."""
+    return [None if channel.treatment == "nearest" else made.degradation(c) for c, channel in enumerate(made.channels)]
 
 
 def _note(made: Plan) -> dict[str, str]:

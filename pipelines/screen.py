@@ -136,10 +136,11 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
     """The plan in a few lines."""
     unit = plan.coarse.frame.unit
     kind = f"3-D {plan.modality}".strip() if plan.coarse.ndim == 3 else f"{len(plan.channels)}-band raster"
+    scale = in_axes(plan.orientation.axes(plan.scale))
     specs = sorted({_spec_text(plan.coarse.axes, channel.spec) for channel in plan.channels})
     lines = [
         f"input    {kind}  {in_axes(plan.coarse.shape)}  {in_axes(plan.coarse.spacing)} {unit}",
-        f"output   {in_axes(plan.fine.shape)}  {in_axes(plan.fine.spacing)} {unit}  scale {in_axes(plan.scale)}",
+        f"output   {in_axes(plan.product.shape)}  {in_axes(plan.product.spacing)} {unit}  scale {scale}",
         f"model    {plan.model}  degradation {'; '.join(specs)}  noise {plan.noise}",
     ]
     if not short:
@@ -205,3 +206,40 @@ def describe_header(found: dict[str, Any]) -> str:
         )
     lines += [f"problem  {p}" for p in found["problems"]]
     return "\n".join(lines)
+
+
+PARTS_SHOWN = 40
+
+
+def describe_check(found: dict[str, Any]) -> str:
+    """The result of `verify`: its parts (the worst, where they are many), then one line per channel."""
+    parts = [part for part in found["parts"] if part["samples"]]
+    rest = len(parts) - PARTS_SHOWN
+    if rest > 0:
+        parts = sorted(parts, key=lambda part: -(part["over_noise"] or part["rmse"]))[:PARTS_SHOWN]
+    rows = [[p["channel"], _place(found, p), f"{p['rmse']:.4g}", _ratio(p["over_noise"])] for p in parts]
+    lines = [table(["channel", "part", "rmse", "over noise"], rows)]
+    if rest > 0:
+        lines.append(f"the worst {PARTS_SHOWN} of {PARTS_SHOWN + rest} parts; --json gives all")
+    for c in found["channels"]:
+        beside = c["beside_holes"]
+        if c["samples"]:
+            lines.append(
+                f"{c['channel']}: rmse {c['rmse']:.4g}, {_ratio(c['over_noise'])} of the noise "
+                f"({c['noise_sigma']:.4g}), largest {c['maximum']:.4g}, degradation {c['degradation']}"
+            )
+        if beside["samples"]:
+            lines.append(f"{c['channel']}: rmse {beside['rmse']:.4g} at {beside['samples']} samples beside holes")
+    return "\n".join(lines)
+
+
+def _place(found: dict[str, Any], part: dict[str, Any]) -> str:
+    """'z 12' of a volume, 'y 0-255, x 256-511' of an image: along the input's axes."""
+    ranges = list(zip(found["axes"], part["start"], part["stop"], strict=True))
+    if len(ranges) == 3:
+        ranges = [r for r in ranges if r[2] - r[1] == 1][:1] or ranges
+    return ", ".join(f"{a} {low}" if high - low == 1 else f"{a} {low}-{high - 1}" for a, low, high in ranges)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

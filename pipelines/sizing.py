@@ -16,6 +16,9 @@ PROCESS_BYTES = {"floor": 800_000_000, "network": 1_200_000_000}
 BYTES_PER_ESTIMATE = 60
 """Peak bytes per fine sample and channel of the interpolation and projection (float64, several copies; measured)."""
 
+SPECTRA_BYTES = 128_000_000
+"""Memory for eigenvectors of the projection that are kept for later tiles."""
+
 FULL_DEPTH = 96
 """Volumes with at most this many coarse samples on the slice axis are not cut along it."""
 
@@ -71,4 +74,15 @@ def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int], workers: 
     network = int(card.bytes_per_sample * read + card.bytes_fixed) if card.network else 0
     buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 4)  # read ahead; written, encoded and waiting shards
     per_worker = estimate * BYTES_PER_ESTIMATE + network + buffers
-    return PROCESS_BYTES["network" if card.network else "floor"] + workers * per_worker
+    return PROCESS_BYTES["network" if card.network else "floor"] + _spectra_bytes(plan, pieces) + workers * per_worker
+
+
+def _spectra_bytes(plan: Plan, pieces: Sequence[Sequence[tuple[tuple[int, int], ...]]]) -> int:
+    """Eigenvectors of all tiles, at most those that are kept, and room to compute the largest."""
+    blurs = {channel.spec for channel in plan.channels if channel.project}
+    sides = [[rows[1] - rows[0] for _, rows, *_ in axis] for axis in pieces]
+    changed = [axis for axis, place in zip(sides, plan.places, strict=True) if place.changed]
+    if not blurs or not changed:
+        return 0
+    every = len(blurs) * sum(8 * n * n for axis in changed for n in axis)
+    return min(SPECTRA_BYTES, every) + 4 * 8 * max(max(axis) for axis in changed) ** 2

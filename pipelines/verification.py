@@ -1,47 +1,96 @@
 """Degrade a product again and compare it with its input: the promise, for anyone to check.
 
-Both are read in order, a slab at a time, so memory is bounded whatever the size and a gzip stream is decoded once.
+Both are read in order of the product's slowest axis, so memory is bounded whatever the size and a compressed product
+is decoded once. Residuals are kept per part of the input: a slice of a volume, a square of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.degradation import Degradation
-from pipelines.grid import Box
-from pipelines.image import Source
+from pipelines.grid import Box, Orientation
+from pipelines.image import Source, TurnedSource
 from pipelines.projection import Residual
 
-SLAB_SAMPLES = 4_000_000
-"""Fine samples per channel that are held at once, about."""
+SLAB_SAMPLES = 16_000_000
+"""Fine samples of all channels that are held at once, about."""
+
+PART_SIDE = 256
+"""Side of the parts of an image, in its own samples, unless they would be more than `PARTS` on an axis."""
+
+PARTS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Slab:
-    """Residual of coarse slices start <= j < stop, per channel: all rows, and those that see only valid samples."""
+class Tally:
+    """Residuals of every channel and part: arrays (channel, *parts)."""
 
-    start: int
-    stop: int
-    residuals: tuple[Residual, ...]
-    inner: tuple[Residual, ...]
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._squares, self._maximum = np.zeros(shape), np.zeros(shape)
+        self._count = np.zeros(shape, np.int64)
+
+    def add(
+        self, channel: int, parts: tuple[slice, ...], edges: Sequence[Sequence[int]], d: NDArray[np.floating]
+    ) -> None:
+        """Count the finite differences `d` (*box); edges: where in the box each of the parts begins, per axis."""
+        known = np.isfinite(d)
+        d = np.where(known, d, 0.0)
+        squares, count, largest = d * d, known.astype(np.int64), np.abs(d)
+        for axis, starts in enumerate(edges):
+            squares = np.add.reduceat(squares, starts, axis)
+            count = np.add.reduceat(count, starts, axis)
+            largest = np.maximum.reduceat(largest, starts, axis)
+        self._squares[channel][parts] += squares
+        self._count[channel][parts] += count
+        self._maximum[channel][parts] = np.maximum(self._maximum[channel][parts], largest)
+
+    def of(self, channel: int, part: tuple[int, ...]) -> Residual:
+        """Of one part."""
+        at = (channel, *part)
+        return Residual(float(self._squares[at]), int(self._count[at]), float(self._maximum[at]))
+
+    def total(self, channel: int) -> Residual:
+        """Of one channel."""
+        return Residual(
+            float(self._squares[channel].sum()), int(self._count[channel].sum()), float(self._maximum[channel].max())
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Residuals per slab, and merged per channel."""
+    """Residuals per channel and part of the input.
 
-    slabs: tuple[Slab, ...]
+    inner: of the samples that see valid fine samples only; beside: of those next to a hole, compared with what they
+    see of it. sides: of a part along each axis, in samples of the input.
+    """
 
-    def total(self, channel: int, *, inner: bool = False) -> Residual:
-        """Of one channel."""
-        result = Residual()
-        for slab in self.slabs:
-            result = result.merged((slab.inner if inner else slab.residuals)[channel])
-        return result
+    inner: Tally
+    beside: Tally
+    shape: tuple[int, ...]
+    sides: tuple[int, ...]
+
+    def parts(self) -> Iterator[tuple[tuple[int, ...], Box]]:
+        """Index and box, in the input's samples, of every part."""
+        for part in np.ndindex(*_parts(self.shape, self.sides)):
+            start = tuple(p * s for p, s in zip(part, self.sides, strict=True))
+            stop = tuple(min(n, a + s) for n, a, s in zip(self.shape, start, self.sides, strict=True))
+            yield part, Box(start, stop)
+
+
+def _parts(shape: Sequence[int], sides: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.ceil(n / s) for n, s in zip(shape, sides, strict=True))
+
+
+def _sides(shape: tuple[int, ...], slice_axis: int | None) -> tuple[int, ...]:
+    """A slice of a volume, or a square of an image."""
+    if len(shape) == 2:
+        return tuple(min(n, max(PART_SIDE, math.ceil(n / PARTS))) for n in shape)
+    return tuple(1 if a == (slice_axis or 0) else n for a, n in enumerate(shape))
 
 
 class _Rolling:
@@ -72,48 +121,63 @@ def verify(
     observed: Source,
     models: Sequence[Degradation | None],
     *,
-    on_slab: Callable[[int, int], None] = lambda _done, _all: None,
+    orientation: Orientation | None = None,
+    on_rows: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Verification:
-    """Residuals of `observed` minus the degraded `product`, one model per channel (None: not compared).
+    """Residuals of `observed` minus the degraded `product`.
 
-    Rows whose fine samples are partly invalid are renormalised (and left out below one half); `inner` has only the
-    others.
+    models: one per channel along the axes of `observed` (None: not compared); orientation: what turns those axes onto
+    the product's. Rows whose fine samples are partly invalid are renormalised (and left out below one half).
     """
+    own = observed.header.grid
+    sides = _sides(own.shape, observed.header.slice_axis)
+    tallies = [Tally((len(models), *_parts(own.shape, sides))) for _ in range(2)]
+    result = Verification(tallies[0], tallies[1], own.shape, sides)
+    back = Orientation(tuple(range(own.ndim)), (False,) * own.ndim)
+    if orientation is not None and orientation.turns:
+        observed, back = TurnedSource(observed, orientation), orientation.inverse
+        models = [None if m is None else m.turned(orientation) for m in models]
     coarse, fine = observed.header.grid.shape, product.header.grid.shape
-    per_row = int(np.prod(fine[1:])) * max(1, fine[0] // coarse[0])
+    per_row = math.prod(fine[1:]) * max(1, fine[0] // coarse[0]) * len(models)
     step = max(1, SLAB_SAMPLES // per_row)
     known, made = _Rolling(observed), _Rolling(product)
-    slabs = []
     for start in range(0, coarse[0], step):
         stop = min(coarse[0], start + step)
         rows = Box((start, *(0,) * (len(coarse) - 1)), (stop, *coarse[1:]))
-        boxes = [m.fine_box(rows) for m in models if m is not None]
-        if not boxes:
-            break
-        low, high = min(b.start[0] for b in boxes), max(b.stop[0] for b in boxes)
-        if high <= low:
+        boxes = [box for m in models if m is not None and 0 not in (box := m.fine_box(rows)).shape]
+        if not boxes:  # beyond a partial reference, or nothing but classes
             continue
+        low, high = min(b.start[0] for b in boxes), max(b.stop[0] for b in boxes)
         y, x = known.read(start, stop), made.read(low, high)
         columns = Box((low, *(0,) * (len(fine) - 1)), (high, *fine[1:]))
-        pairs = [
-            (Residual(), Residual()) if model is None else _compare(y[c], x[c], model.crop(rows, columns))
-            for c, model in enumerate(models)
+        box = back.box(rows, coarse)
+        parts = tuple(slice(a // s, (b - 1) // s + 1) for a, b, s in zip(box.start, box.stop, sides, strict=True))
+        edges = [
+            [max(p * s, a) - a for p in range(cut.start, cut.stop)]
+            for cut, a, s in zip(parts, box.start, sides, strict=True)
         ]
-        slabs.append(Slab(start, stop, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)))
-        on_slab(stop, coarse[0])
-    return Verification(tuple(slabs))
+        for c, model in enumerate(models):
+            if model is None:
+                continue
+            inner, beside = _differences(y[c], x[c], model.crop(rows, columns))
+            result.inner.add(c, parts, edges, back.array(inner))
+            if beside is not None:
+                result.beside.add(c, parts, edges, back.array(beside))
+        on_rows(stop, coarse[0])
+    return result
 
 
-def _compare(y: NDArray[np.floating], x: NDArray[np.floating], model: Degradation) -> tuple[Residual, Residual]:
+def _differences(
+    y: NDArray[np.floating], x: NDArray[np.floating], model: Degradation
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Differences (*coarse) of wholly valid rows, and of those beside holes if there are any; NaN elsewhere."""
     valid = np.isfinite(x)
-    y = np.where(_seeing(model), y, np.nan)  # rows beyond a partial reference compare with nothing
+    y = np.where(_seeing(model), y, np.nan).astype(np.float64)  # rows beyond a partial reference compare with nothing
     if valid.all():
-        difference = y.astype(np.float64) - model.forward(x)
-        both = Residual.of(difference)
-        return both, both
+        return y - model.forward(x), None
     degraded, share = model.forward_valid(x, valid)
-    difference = y.astype(np.float64) - degraded
-    return Residual.of(difference), Residual.of(np.where(share > 1 - 1e-9, difference, np.nan))
+    difference, whole = y - degraded, share > 1 - 1e-9
+    return np.where(whole, difference, np.nan), np.where(whole, np.nan, difference)
 
 
 def _seeing(model: Degradation) -> NDArray[np.bool_]:

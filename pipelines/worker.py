@@ -8,9 +8,11 @@ writer thread one tile behind.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -27,6 +29,7 @@ from pipelines.grid import Box, Placement
 from pipelines.networks import Condition, Predictor, load
 from pipelines.planning import Calibration, Plan
 from pipelines.projection import Residual, Solver, Spectrum
+from pipelines.sizing import SPECTRA_BYTES
 from pipelines.store import Ledger, Record, Store
 from pipelines.tiles import Tile, reflected
 
@@ -58,7 +61,8 @@ class Worker:
         self._coarse, self._fine = self.store.array(self.store.coarse), self.store.array(self.store.fine)
         self._valid = self.store.array(self.store.coarse, "valid") if self.store.has_mask() else None
         self._device, self._threads = device, threads
-        self._axis = lru_cache(maxsize=256)(self._axis_uncached)
+        self._axis = lru_cache(maxsize=64)(self._axis_uncached)
+        self._spectra = _Spectra()
 
     @cached_property
     def predictor(self) -> Predictor | None:
@@ -202,7 +206,31 @@ class Worker:
         one = Degradation((whole.coarse_shape[axis],), (whole.fine_shape[axis],), (whole.matrices[axis],))
         matrix = one.crop(Box((rows[0],), (rows[1],)), Box((fine[0],), (fine[1],))).matrices[0]
         assert matrix is not None
-        return matrix, Spectrum.of(matrix)
+        return matrix, self._spectra.of(matrix)
+
+
+class _Spectra:
+    """Eigenvectors by the content of their matrix (most tiles of a large image share one), within SPECTRA_BYTES."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, Spectrum] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def of(self, matrix: sparse.csr_array) -> Spectrum:
+        digest = hashlib.sha256()
+        for part in (matrix.indptr, matrix.indices, matrix.data):
+            digest.update(part.tobytes())
+        key = digest.digest()
+        with self._lock:  # held while computing: two threads want the same one more often than two different ones
+            found = self._kept.pop(key, None)
+            if found is None:
+                found = Spectrum.of(matrix)
+                self._bytes += found.vectors.nbytes
+            self._kept[key] = found
+            while self._bytes > SPECTRA_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].vectors.nbytes
+        return found
 
 
 def _own_rows(tile: Tile, places: Sequence[Placement]) -> Box:
