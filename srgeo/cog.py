@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from pipelines.errors import ExportError, UsageError
 from pipelines.grid import Box
 from pipelines.image import Header, Source
-from srgeo.admission import GDAL_ERRORS, gdal, unplaced
+from srgeo.admission import CACHE_BYTES, GDAL_ERRORS, gdal, unplaced
 from srgeo.casting import Storage, stored
 from srgeo.product import NOTE_PREFIX, Layout, layout_of
 from srgeo.raster import RasterSource
@@ -104,7 +104,7 @@ def _write_into(folder: Path, product: Source, layout: Layout, path: Path) -> in
     _require_all_blocks(plain)
     options = {
         "driver": "COG",
-        "BLOCKSIZE": str(BLOCK),
+        "BLOCKSIZE": str(_block(layout)),
         "COMPRESS": "DEFLATE",
         "PREDICTOR": "YES" if _predictable(layout.storage) else "NO",
         "OVERVIEWS": "IGNORE_EXISTING",
@@ -129,6 +129,17 @@ def _predictable(storage: Storage) -> bool:
     return not storage.is_float and storage.bits is None
 
 
+def _block(layout: Layout) -> int:
+    """Side of the blocks: BLOCK, or less where the bands of several blocks would not fit GDAL's cache together.
+
+    It would decode a block again for every band; this version writes the bands of a COG in one block.
+    """
+    side = BLOCK
+    while side > 64 and len(layout.bands) * np.dtype(layout.storage.dtype).itemsize * side**2 > CACHE_BYTES // 8:
+        side //= 2
+    return side
+
+
 def _bigtiff(layout: Layout) -> str:
     """YES if the file could pass 4 GB: GDAL's own rule looks at the base level only, and fails after hours."""
     raw = len(layout.bands) * np.dtype(layout.storage.dtype).itemsize + (layout.scheme == "mask")
@@ -145,8 +156,8 @@ def _profile(layout: Layout) -> dict[str, Any]:
         "count": len(layout.bands),
         "dtype": layout.storage.dtype,
         "tiled": True,
-        "blockxsize": BLOCK,
-        "blockysize": BLOCK,
+        "blockxsize": _block(layout),
+        "blockysize": _block(layout),
         "interleave": "pixel",
         "compress": "deflate",
         "zlevel": 1,
@@ -194,8 +205,9 @@ def _stream(product: Source, layout: Layout, path: Path) -> int:
 def _windows(layout: Layout) -> Iterator[Box]:
     """Whole blocks, one row of windows after the other: a block is compressed once."""
     rows, columns = layout.shape
-    height = 2 * BLOCK
-    width = max(1, WINDOW_SAMPLES // (len(layout.bands) * height * BLOCK)) * BLOCK
+    block = _block(layout)
+    height = 2 * block
+    width = max(1, WINDOW_SAMPLES // (len(layout.bands) * height * block)) * block
     for top in range(0, rows, height):
         for left in range(0, columns, width):
             yield Box((top, left), (min(rows, top + height), min(columns, left + width)))

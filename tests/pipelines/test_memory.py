@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import rasterio
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from tests.pipelines.files import write_raster
+
 GIGABYTE = 1_000_000_000
 
 
 def peak_bytes(*arguments: str | Path) -> int:
-    """Run truescale and return its peak resident memory; fails with its message if it fails."""
+    """Peak resident memory of one run of truescale; fails with its message, or if it needs more than it predicted."""
     command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
@@ -27,7 +30,10 @@ def peak_bytes(*arguments: str | Path) -> int:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, message
-    return usage.ru_maxrss * 1024
+    peak = usage.ru_maxrss * 1024
+    report = Path(f"{arguments[2]}.report.json")
+    assert peak <= json.loads(report.read_text())["predicted_bytes"]
+    return peak
 
 
 @pytest.mark.slow
@@ -60,3 +66,12 @@ def test_a_volume_of_512_cubed_stays_below_two_gigabytes(tmp_path: Path) -> None
             file.write(np.roll(slice_yx, 7 * k, axis=1).tobytes())
     peak = peak_bytes("upscale", path, tmp_path / "out.nii.gz", "--model", "floor", "--scale", "2x1x1", "--quiet")
     assert peak <= 2 * GIGABYTE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bands", "side"), [(12, 1500), (100, 400)])
+def test_many_bands_need_no_more_than_the_plan_says(tmp_path: Path, bands: int, side: int) -> None:
+    samples = (3000 + 60 * np.random.default_rng(0).normal(size=(bands, side, side))).astype(np.uint16)
+    path = write_raster(tmp_path / "bands.tif", samples, tiled=True)
+    options = ("--scale", "2", "--workers", "1", "--quiet")
+    assert peak_bytes("upscale", path, tmp_path / "out.tif", "--model", "floor", *options) <= 2 * GIGABYTE

@@ -77,7 +77,7 @@ def test_a_ramp_through_the_slices_lands_where_it_should(tmp_path: Path, scale: 
     assert np.abs(np.diff(plan.fine.faces() - plan.coarse.faces(), axis=0)).max() <= 5.0 / plan.scale[0] / 2
 
 
-@pytest.mark.parametrize("scale", ["2", "4", "3", "5/2"])
+@pytest.mark.parametrize("scale", ["2", "4", "3", "4.5", "25/6", "5/2"])
 def test_a_ramp_across_an_image_lands_where_it_should(tmp_path: Path, scale: str) -> None:
     header = replace(raster((56, 48)), dtype="float64")
     rows, columns = np.mgrid[:56, :48].astype(float)
@@ -87,8 +87,13 @@ def test_a_ramp_across_an_image_lands_where_it_should(tmp_path: Path, scale: str
     offset = [float(p.first) for p in plan.places]
     truth = (fine_rows - offset[0]) / s + 2 * (fine_columns - offset[1]) / s
     inner = (slice(int(16 * s), -int(16 * s)),) * 2
-    tolerance = 1e-6 if s == int(s) else 1e-4  # between lattice points the blur's cut is lopsided
-    assert np.abs(product[0] - truth)[inner].max() <= tolerance
+    # the blur is cut at 4 sigma by definition: between lattice points that is lopsided, and moves a row's centre
+    model = plan.degradation(0).matrices[1]
+    assert model is not None
+    centres = np.abs(model @ np.arange(model.shape[1]) - plan.places[1].centres())[16:-16].max() / s
+    assert centres <= (1e-12 if s == int(s) else 1e-5)
+    worst = np.abs(product[0] - truth)[inner].max()  # of 1 a row and 2 a column
+    assert worst <= 1e-6 + (1 + 2) * 4 * centres
 
 
 SHARDS = {2: [(512, 512), (256, 256), (512, 256)], 3: [(256, 64, 64), (64, 32, 64), (32, 32, 32)]}
