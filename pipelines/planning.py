@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,20 @@ class Plan:
         """Coarse over fine spacing per axis."""
         return tuple(float(p.scale) for p in self.places)
 
+    @property
+    def faces_moved(self) -> tuple[tuple[float, float], ...]:
+        """How far the product's first and last face lie outside the input's (inside: negative), per axis of the input.
+
+        In units of the spacing. 0 where the samples times the scale are a whole number; else at most a quarter of a
+        fine sample, the same on both sides. With a reference: what it covers beyond the input.
+        """
+        moved = []
+        for p, spacing in zip(self.places, self.fine.spacing, strict=True):
+            low = p.first + Fraction(1, 2) - p.scale / 2
+            high = p.fine - (p.coarse * p.scale + low)
+            moved.append((float(low) * spacing, float(high) * spacing))
+        return tuple(moved)
+
     def degradation(self, channel: int) -> Degradation:
         """The forward model of one channel."""
         own = Profile("block")  # stands on axes that both grids share: never used
@@ -138,6 +153,7 @@ class Plan:
             "scale": list(self.scale),
             "spacing_before": list(self.coarse.spacing),
             "spacing_after": list(self.product.spacing),
+            "faces_moved": [list(pair) for pair in self.faces_moved],
             "shape_before": list(self.coarse.shape),
             "shape_after": list(self.product.shape),
             "tiles": self.tile_count,

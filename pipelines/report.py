@@ -52,6 +52,7 @@ class RunReport:
     spacing_before: tuple[float, ...]
     spacing_after: tuple[float, ...]
     spacing_unit: str
+    faces_moved: tuple[tuple[float, float], ...]
     affine_world: str
     affine: tuple[tuple[float, ...], ...]
     dtype: str
@@ -171,6 +172,7 @@ def summarise(
         spacing_before=made.coarse.spacing,
         spacing_after=made.product.spacing,
         spacing_unit=made.coarse.frame.unit,
+        faces_moved=made.faces_moved,
         affine_world=written.file_world,
         affine=written.file_affine,
         dtype=written.dtype,

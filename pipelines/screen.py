@@ -149,6 +149,7 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
         origins = [f"{n} {f['value']} {f['unit']} ({f['origin']})".replace("  ", " ") for n, f in plan.facts.items()]
         lines += [
             f"axes     {named}",
+            f"faces    {_faces(plan)}",
             f"facts    {'; '.join(origins) or 'none'}",
             f"tiles    {tiles} of {in_axes(plan.shard)} fine samples, {plan.workers} workers, device {plan.device}",
             f"memory   {plan.predicted_bytes / 1e9:.2f} GB of {plan.memory_bytes / 1e9:.2f} GB",
@@ -158,6 +159,16 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
         ]
     lines += [f"warning  {w}" for w in plan.warnings]
     return "\n".join(lines)
+
+
+def _faces(plan: Plan) -> str:
+    """Where the field of view of the product differs from the input's."""
+    moved = [
+        f"{axis} {low:+.3g} and {high:+.3g} {plan.coarse.frame.unit}"
+        for axis, (low, high) in zip(plan.coarse.axes, plan.faces_moved, strict=True)
+        if low or high
+    ]
+    return f"outside the input's: {', '.join(moved)}" if moved else "those of the input"
 
 
 def _number(value: float | None) -> str:

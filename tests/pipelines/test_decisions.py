@@ -85,3 +85,14 @@ def test_holes_in_an_array_stay_holes_whatever_its_header_says() -> None:
     samples[5:9, 7:12] = np.nan
     product = runner.upscale_array(samples, raster((40, 36)), scale=2, model="floor", noise=0)
     assert np.isnan(product).sum() == 4 * 20
+
+
+@pytest.mark.parametrize(("slices", "scale", "moved"), [(24, "4", 0.0), (14, "4.7", 0.2), (5, "2.5", 0.5), (7, "2.2", -0.4)])
+def test_the_plan_says_how_far_the_faces_move(slices: int, scale: str, moved: float) -> None:
+    plan = _plan(volume((slices, 8, 8), 4.7, 4.7), scale=f"{scale}x1x1")
+    (low, high), *others = plan.faces_moved
+    assert low == pytest.approx(high)
+    assert low == pytest.approx(moved / 2 * plan.fine.spacing[0])
+    assert all(pair == (0.0, 0.0) for pair in others)
+    outward = plan.coarse.faces()[0] - plan.fine.faces()[0]
+    assert np.abs(outward).max() == pytest.approx(abs(low), abs=1e-9)
