@@ -135,6 +135,26 @@ class ModelCard:
                 fix="install the package again, or correct the card if the change is meant",
             )
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights; 0 without any, or where the file is missing."""
+        return self.weights.stat().st_size if self.weights and self.weights.is_file() else 0
+
+    @property
+    def scale(self) -> str:
+        """Scales in words: '1.5-8x', or 'any' without a network."""
+        return f"{self.scales[0]:g}-{self.scales[1]:g}x" if self.network else "any"
+
+    def summary(self) -> dict[str, Any]:
+        """The card and what follows from it, for people and scripts."""
+        return {
+            "id": self.id if self.network else self.name,
+            "task": self.task,
+            "scale": self.scale,
+            "weights_bytes": self.weights_bytes,
+            **self.to_json(),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same card back."""
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}

@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import StoppedError, TruescaleError, UsageError
-from pipelines.screen import Screen, describe_check, describe_header, describe_plan, describe_report, table
+from pipelines.screen import (
+    Screen,
+    describe_check,
+    describe_header,
+    describe_plan,
+    describe_report,
+    table,
+    to_stderr,
+    to_stdout,
+)
 
 if TYPE_CHECKING:
+    from pipelines.planning import Plan
     from pipelines.request import Request
 
 # before NumPy is imported: one BLAS thread a worker, whatever the machine
@@ -96,6 +106,14 @@ _data_folder = click.option(
 )
 
 
+def _existing(data: Path | None) -> Path:
+    if data is None:
+        raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
+    if not data.is_dir():
+        raise click.UsageError(f"there is no data folder '{data}': give --data FOLDER or set TRUESCALE_DATA")
+    return data
+
+
 def _request(options: dict[str, Any]) -> Request:
     from pipelines.request import Request
 
@@ -146,14 +164,21 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options
     truescale upscale s2.tif s2_5m.tif --model floor --bands 1,2,3
 
     INPUT: NIfTI (.nii, .nii.gz), a folder of one DICOM series, GeoTIFF or .zarr. OUTPUT: .nii, .nii.gz, .tif or .zarr.
+    Without --scale, --spacing and --like a volume becomes isotropic at its finest spacing, and a raster doubles (2x).
     Research software, not a medical device.
     """
     from pipelines import runner
 
+    warned: list[str] = []
     stop = threading.Event()
     previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         with Screen(quiet=options["quiet"]) as screen:
+
+            def on_plan(plan: Plan) -> None:
+                warned.extend(plan.warnings)
+                screen.say(describe_plan(plan, short=True))
+
             report = runner.upscale(
                 source,
                 output,
@@ -165,15 +190,15 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options
                 resume=resume,
                 progress=screen.progress,
                 stopped=stop.is_set,
-                on_plan=lambda plan: screen.say(describe_plan(plan, short=True)),
+                on_plan=on_plan,
                 **_fields(options),
             )
-            screen.say(describe_report(report))
+            screen.say(describe_report(report, warned))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if options["as_json"]:
-        click.echo(json.dumps(report.to_json()))
+        to_stdout(json.dumps(report.to_json()))
 
 
 @truescale.command()
@@ -191,9 +216,9 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
 
     told = {name: options[name] for name in ("nodata", "slice_thickness")}
     with formats.open_source(source, bands=_bands(options["bands"]), **told) as opened:
-        like = runner.open_reference(options["like"]) if options["like"] else None
+        like = formats.grid_of(options["like"]) if options["like"] else None
         made = runner.plan(opened, _request(options), like=like, paths=Paths(output, options["work"]))
-    click.echo(json.dumps(made.summary()) if options["as_json"] else describe_plan(made))
+    to_stdout(json.dumps(made.summary()) if options["as_json"] else describe_plan(made))
 
 
 @truescale.command()
@@ -210,7 +235,7 @@ def inspect(source: Path, pixels: bool, bands: str | None, nodata: float | None,
     from pipelines import inspection
 
     found = inspection.inspect(source, pixels=pixels, bands=_bands(bands), nodata=nodata)
-    click.echo(json.dumps(found) if as_json else describe_header(found))
+    to_stdout(json.dumps(found) if as_json else describe_header(found))
 
 
 @truescale.command()
@@ -236,7 +261,7 @@ def ingest(
         )
         screen.say(f"done     {path}")
     if as_json:
-        click.echo(json.dumps(inspection.inspect(path)))
+        to_stdout(json.dumps(inspection.inspect(path)))
 
 
 @truescale.command()
@@ -259,9 +284,9 @@ def verify(product: Path, against: Path, as_json: bool, quiet: bool, bands: str 
     with Screen(quiet=quiet) as screen:
         result = inspection.check(product, against, progress=screen.progress, bands=_bands(bands), **options)
     if as_json:
-        click.echo(json.dumps(result))
+        to_stdout(json.dumps(result))
     else:
-        click.echo(describe_check(result))
+        to_stdout(describe_check(result))
 
 
 @truescale.command()
@@ -273,22 +298,23 @@ def models(name: str | None, as_json: bool) -> None:
     truescale models lattice-mri
     """
     from pipelines import card as cards
+    from pipelines.request import bytes_text
 
     if name:
         card = cards.find(name)
-        click.echo(json.dumps(card.to_json(), indent=None if as_json else 2))
+        to_stdout(json.dumps(card.summary(), indent=None if as_json else 2))
         return
     found = cards.available()
     if as_json:
-        click.echo(json.dumps([card.to_json() for card in found]))
+        to_stdout(json.dumps([card.summary() for card in found]))
         return
     rows = [
         [
             card.id if card.network else card.name,
             card.task,
             card.domain,
-            f"{card.scales[0]:g}-{card.scales[1]:g}x" if card.network else "any",
-            f"{card.weights.stat().st_size / 1e6:.1f} MB" if card.weights and card.weights.is_file() else "-",
+            card.scale,
+            bytes_text(card.weights_bytes) if card.weights_bytes else "-",
             card.sha256[:12] or "-",
             card.licence,
             next((f"{gain:+.2f} dB, {case}" for case, gain in card.figures.get("mean", {}).items()), "-"),
@@ -296,7 +322,7 @@ def models(name: str | None, as_json: bool) -> None:
         ]
         for card in found
     ]
-    click.echo(
+    to_stdout(
         table(
             ["model", "task", "domain", "scale", "weights", "sha256", "licence", "over the floor", "trained on"],
             rows,
@@ -315,13 +341,12 @@ def evaluate(suite: str, data: Path | None, chosen: tuple[str, ...], as_json: bo
 
     TRUESCALE_DATA=data truescale evaluate --suite smoke
     """
-    if data is None or not data.is_dir():
-        raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
+    folder = _existing(data)
     from pipelines.evaluation import suite as suites
 
     with Screen(quiet=quiet) as screen:
-        result = suites.evaluate(suite, data, list(chosen) or None, progress=screen.progress)
-    click.echo(json.dumps(result.to_json()) if as_json else result.to_text())
+        result = suites.evaluate(suite, folder, list(chosen) or None, progress=screen.progress)
+    to_stdout(json.dumps(result.to_json()) if as_json else result.to_text())
 
 
 @truescale.command()
@@ -337,8 +362,9 @@ def sample(name: str, output: Path, overwrite: bool) -> None:
     """
     from pipelines import samples_io
 
+    Screen(quiet=False).say(f"making   the {name} and its truth, about half a minute")
     for path in samples_io.write_sample(name, output, overwrite=overwrite):
-        click.echo(path)
+        to_stdout(path)
 
 
 @truescale.command()
@@ -356,12 +382,11 @@ def train(config: Path, data: Path | None, out: Path | None, resume: bool) -> No
 
     TRUESCALE_DATA=data truescale train configs/training/lattice-mri.yaml
     """
-    if data is None or not data.is_dir():
-        raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
+    folder = _existing(data)
     from pipelines.training import fit
 
-    card = fit.train(config, data, out, resume=resume)
-    click.echo(f"done     {card.id}  {card.folder}")
+    card = fit.train(config, folder, out, resume=resume)
+    to_stdout(f"done     {card.id}  {card.folder}")
 
 
 def main() -> None:
@@ -376,7 +401,7 @@ def main() -> None:
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
             error.show()
         else:
-            click.echo(f"error    {error.format_message()} See --help.", err=True)
+            to_stderr(f"error    {error.format_message().rstrip('.')}. See --help.")
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         _fail(StoppedError(what="stopped", fix="run it again; nothing half-written is left"), debug)
@@ -387,13 +412,10 @@ def main() -> None:
         if extra is None or debug:
             raise
         _fail(UsageError(what=f"this command needs {error.name}", fix=f"pip install 'truescale[{extra}]'"), debug)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:  # a bug: say so without a page of text
         if debug:
             raise
-        click.echo(f"error    {type(error).__name__}, which is a bug in truescale. Run again with --debug.", err=True)
+        to_stderr(f"error    {type(error).__name__}, which is a bug in truescale. Run again with --debug.")
         sys.exit(1)
 
 
@@ -402,7 +424,7 @@ def _fail(error: TruescaleError, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"error    {error}", err=True)
+    to_stderr(f"error    {error}")
     sys.exit(error.exit_code)
 
 

@@ -14,7 +14,7 @@ from pipelines import sizing
 from pipelines.card import ModelCard
 from pipelines.errors import GeometryError, InputError, ModelError, UsageError
 from pipelines.grid import Factor, Grid, Orientation, Placement, decimal_fraction, placements
-from pipelines.image import Channel, Header, Told
+from pipelines.image import MIN_SLICES, Channel, Header, Told
 from pipelines.planning import ChannelPlan, Plan
 from pipelines.request import Request, parse_axes, parse_bytes, parse_noise
 
@@ -41,6 +41,14 @@ def resolve(
             why="there is nothing to super-resolve",
             fix="give --scale, or a --spacing finer than the input's",
         )
+    axis = header.slice_axis
+    if axis is not None and places[axis].changed and header.grid.shape[axis] < MIN_SLICES:
+        count = header.grid.shape[axis]
+        raise InputError(
+            what=f"the volume has {count} slice{'s' if count > 1 else ''}",
+            why=f"fewer than {MIN_SLICES} hold next to nothing about what lies between them",
+            fix="give the whole stack, or refine in-plane only (like --scale z=1,y=2,x=2)",
+        )
     card = _card(header, places, request, warnings)
     told = request.told
     for place in places:
@@ -55,7 +63,6 @@ def resolve(
         _channel_plan(header, number, channel, card, request, places, told)
         for number, channel in enumerate(header.channels)
     )
-    axis = header.slice_axis
     if axis is not None and places[axis].changed and told == Told():
         thickness = header.facts.get("thickness_mm")
         if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):

@@ -26,7 +26,8 @@ class TruescaleError(Exception):
 
     def __str__(self) -> str:
         sentences = (part.strip().rstrip(".") for part in (self.what, self.why, self.fix))
-        return " ".join(f"{s[:1].upper() + s[1:] if n else s}." for n, s in enumerate(sentences) if s)
+        ended = ((n, s if s.endswith(("?", "!")) else f"{s}.") for n, s in enumerate(sentences) if s)
+        return " ".join(s[:1].upper() + s[1:] if n else s for n, s in ended)
 
 
 class UsageError(TruescaleError, ValueError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines.errors import InputError, UsageError
+from pipelines.grid import Grid
 from pipelines.image import Sink, Source
 
 READERS: Mapping[str, str] = {
@@ -18,6 +19,12 @@ READERS: Mapping[str, str] = {
     "zarr": "pipelines.zarr_image:open_zarr",
 }
 """Kind of file -> function (path, **options) -> Source."""
+
+GRIDS: Mapping[str, str] = {
+    "nifti": "srmed.nifti_header:grid_of_reference",
+    "raster": "srgeo.raster:grid_of_reference",
+}
+"""Kind of file -> function (path) -> Grid, where an image that is no good input is still a good reference."""
 
 WRITERS: Mapping[str, str] = {
     ".nii": "srmed.nifti:NiftiSink",
@@ -72,6 +79,8 @@ def kind_of(path: Path) -> str:
         return "raster"  # which says itself what it does not read
     with path.open("rb") as file:
         head = file.read(512)
+    if b"<VRTDataset" in head:
+        return "raster"
     for offset, signatures, kind in MAGIC:
         if any(head[offset : offset + len(s)] == s for s in signatures):
             return kind
@@ -97,17 +106,26 @@ def open_source(path: str | Path, **options: Any) -> Source:
     return cast("Source", _load(READERS[kind])(path, **given))
 
 
+def grid_of(path: str | Path) -> Grid:
+    """The grid of a `--like` file: also of a mask, a map of a quantity or a series. Raises InputError."""
+    path = Path(path)
+    kind = kind_of(path)
+    if kind in GRIDS:
+        return cast("Grid", _load(GRIDS[kind])(path))
+    with open_source(path) as source:
+        return source.header.grid
+
+
 def ending(path: Path) -> str:
     """The key of WRITERS for an output path. Raises UsageError."""
     name = path.name.lower()
     for suffix in sorted(WRITERS, key=len, reverse=True):
         if name.endswith(suffix):
             return suffix
-    if name.endswith(".dcm") or "." not in name:
+    if name.endswith(".dcm"):
         raise UsageError(what="DICOM cannot be written yet", fix="write .nii.gz")
-    raise UsageError(
-        what=f"no writer for '{path.name}'", fix=f"end the output with one of {', '.join(sorted(WRITERS))}"
-    )
+    what = f"no writer for '{path.name}'" if path.suffix else f"the output '{path.name}' does not say its format"
+    raise UsageError(what=what, fix=f"end it with one of {', '.join(sorted(WRITERS))}")
 
 
 def sink_for(path: str | Path) -> Sink:

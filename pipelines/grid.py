@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import GeometryError
+from pipelines.errors import GeometryError, UsageError
 
 SPACING_DIGITS = 6
 """Significant digits kept of a stored spacing: NIfTI holds 5.2 as float32 5.199999809."""
@@ -215,6 +215,25 @@ class Grid:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(self.ndim, -1).T
         distance = np.linalg.norm(self.world(corners) - other.world(corners), axis=1).max()
         return bool(distance <= SAME_PLACE * min(self.spacing))
+
+    def joining(self, other: Grid) -> Grid:
+        """This grid in the frame of `other`, if both are of a patient and one does not say in which frame it lies.
+
+        Raises UsageError if both say it and lie in different ones.
+        """
+        if not self.frame.kind == other.frame.kind == "patient":
+            return self
+        if self.frame.id and other.frame.id and self.frame != other.frame:
+            raise UsageError(
+                what="the two images do not share a frame of reference",
+                why="the patient may have moved between them, so equal coordinates are not one place",
+                fix="give images of one session, or register and resample one onto the other first",
+            )
+        return replace(self, frame=other.frame)
+
+    def anonymous(self) -> Grid:
+        """This grid without the name of a patient's frame of reference, which leads to the study."""
+        return replace(self, frame=replace(self.frame, id="")) if self.frame.kind == "patient" else self
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same grid back, bit for bit."""

@@ -27,6 +27,10 @@ IN_PLANE = Profile("gaussian", 1.2)
 """Default blur of the in-plane axes of a volume, should they be upsampled (forward model)."""
 
 
+MIN_SLICES = 4
+"""Below this many slices there is next to nothing to learn about what lies between them."""
+
+
 def working_dtype(stored: str) -> np.dtype[np.floating]:
     """float32, or float64 for stored types whose values float32's 24 bits do not hold."""
     wide = stored in ("float64", "int32", "uint32", "int64", "uint64")

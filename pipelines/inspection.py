@@ -15,15 +15,18 @@ from pipelines import formats
 from pipelines.calibration import noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import UsageError
-from pipelines.grid import Box, Orientation
+from pipelines.grid import Box, Grid, Orientation
 from pipelines.image import Header, Source, Told
 from pipelines.projection import Residual
 from pipelines.request import parse_noise
 from pipelines.verification import verify
 from pipelines.workspace import require_space
-from pipelines.zarr_image import Statistics, ZarrImage, write_image
+from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
 Progress = Callable[[str, int, int], None]
+
+SAME_SPACING = 1.001
+"""Spacings closer than this ratio are one: files round them."""
 
 
 def inspect(
@@ -57,7 +60,8 @@ def inspect(
             "problems": list(header.problems),
         }
         if pixels:
-            found["pixels"] = _pixels(source)
+            found["pixels"], further = _pixels(source)
+            found["problems"] += further
     return found
 
 
@@ -80,11 +84,12 @@ def _ingested(source: Source) -> Iterator[tuple[ZarrImage, Statistics]]:
             yield image, found
 
 
-def _pixels(source: Source) -> list[dict[str, Any]]:
+def _pixels(source: Source) -> tuple[list[dict[str, Any]], list[str]]:
+    """Numbers per channel, and what they say against the header."""
     total = int(np.prod(source.header.grid.shape))
     with _ingested(source) as (image, found):
         noise = [_noise(image, c) for c in range(len(source.header.channels))]
-    return [
+    numbers = [
         {
             "channel": channel.name,
             "valid_fraction": found.valid[c] / total,
@@ -95,6 +100,7 @@ def _pixels(source: Source) -> list[dict[str, Any]]:
         }
         for c, channel in enumerate(source.header.channels)
     ]
+    return numbers, doubts(source.header, found)
 
 
 def _noise(image: ZarrImage, channel: int) -> tuple[float, str]:
@@ -140,10 +146,9 @@ def check(
                 what=f"the product has {len(made.header.channels)} channels, the input {len(given.header.channels)}",
                 fix="name the bands it was made from with --bands",
             )
-        fine = made.header.grid
-        if fine.frame.kind == given.header.grid.frame.kind == "patient":
-            fine = type(fine)(fine.axes, fine.shape, fine.affine, given.header.grid.frame)
+        fine = made.header.grid.joining(given.header.grid)
         to_input = Orientation.onto(fine, given.header.grid)
+        _refuse_coarser(to_input.grid(fine), given.header.grid)
         models: list[Degradation | None] = [
             given.header.degradation(to_input.grid(fine), c, told) if channel.kind == "image" else None
             for c, channel in enumerate(given.header.channels)
@@ -186,6 +191,15 @@ def check(
             for part, box in result.parts()
         ]
     return {"product": str(product), "against": str(against), "axes": axes, "channels": channels, "parts": parts}
+
+
+def _refuse_coarser(product: Grid, given: Grid) -> None:
+    if any(f > SAME_SPACING * c for f, c in zip(product.spacing, given.spacing, strict=True)):
+        raise UsageError(
+            what="the product is coarser than the input",
+            why="there is nothing to degrade: the two look swapped",
+            fix="name the product first, its input after --against",
+        )
 
 
 def _numbers(name: str, residual: Residual, sigma: float) -> dict[str, Any]:

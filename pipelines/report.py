@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.image import Header
 from pipelines.planning import Calibration, Plan
 from pipelines.projection import Residual
-from pipelines.store import Record
+from pipelines.store import Record, write_whole
 from pipelines.verification import Verification
 
 
@@ -208,7 +208,4 @@ def _worst_part(made: Plan, checked: Verification, calibration: Calibration) -> 
 
 def write_report(report: RunReport, product: Path) -> None:
     """Write the report beside its product, whole or not at all."""
-    path = report_path(product)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    temporary.replace(path)
+    write_whole(report_path(product), json.dumps(report.to_json(), indent=1) + "\n")

@@ -12,6 +12,8 @@ from pipelines.errors import UsageError
 from pipelines.grid import Grid
 from pipelines.image import Told
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -26,7 +28,7 @@ class Request:
     consistency: bool = True
     memory: str | int = "4GB"
     workers: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     @property
     def told(self) -> Told:
@@ -77,6 +79,14 @@ def parse_bytes(text: str | int) -> int:
     return int(value)
 
 
+def bytes_text(count: float) -> str:
+    """'3.2 GB', '450 MB' or '12 KB': an amount that never reads as zero when it is not."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def parse_axes(text: str | float, grid: Grid, what: str) -> tuple[Fraction | None, ...]:
     """'4x1x1', 'z=1,y=0.9' or one number (then a 1-tuple) as exact fractions per axis in array order.
 
@@ -86,7 +96,10 @@ def parse_axes(text: str | float, grid: Grid, what: str) -> tuple[Fraction | Non
     example = "x".join(["4"] + ["1"] * (grid.ndim - 1))
     try:
         if "=" in words:
-            named = dict(part.split("=") for part in words.split(","))
+            pairs = [part.split("=") for part in words.split(",")]
+            named = dict(pairs)
+            if len(named) < len(pairs):
+                raise UsageError(what=f"{what} '{text}' names an axis twice", fix="give one number per axis")
             unknown = sorted(set(named) - set(grid.axes))
             if unknown:
                 raise UsageError(what=f"{what} names axis '{unknown[0]}'", fix=f"the axes are {', '.join(grid.axes)}")

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from pipelines import decisions, formats
 from pipelines.calibration import calibrate
 from pipelines.engine import local
-from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
+from pipelines.errors import InputError, StoppedError, TileError, UsageError
 from pipelines.filling import fill_invalid
 from pipelines.grid import Box, Factor, Grid
 from pipelines.image import ArraySource, Header, Source, Told, TurnedSource
@@ -26,13 +26,13 @@ from pipelines.networks import has_cuda
 from pipelines.planning import Calibration, Plan
 from pipelines.product import StoredProduct, WatchedSource, field_of_view
 from pipelines.report import RunReport, Stopwatch, report_path, summarise, write_report
-from pipelines.request import Request
+from pipelines.request import Device, Request
 from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import verify
 from pipelines.worker import Worker, run_tiles
-from pipelines.workspace import Paths, check_output, check_space, held, prepare, remove
-from pipelines.zarr_image import Statistics, ZarrImage, write_image
+from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepare, remove, tiles_lost
+from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) often; must be quick and thread-safe."""
@@ -56,19 +56,15 @@ def version() -> str:
     return installed_version("truescale")
 
 
-def open_reference(path: str | Path) -> Grid:
-    """The grid of a `--like` file."""
-    with formats.open_source(path) as source:
-        return source.header.grid
-
-
 def plan(source: Source, request: Request, *, like: Grid | None = None, paths: Paths | None = None) -> Plan:
-    """What would happen, without reading a pixel or writing a byte."""
-    if like is not None and like.frame.kind == source.header.grid.frame.kind == "patient":
-        like = replace(like, frame=source.header.grid.frame)  # one file says a UID, another none: compared by the user
-    made = decisions.resolve(source.header, source.identity, request, reference=like, cores=cores(), version=version())
+    """What would happen, without reading a pixel or writing a byte. like: of `formats.grid_of`."""
+    if like is not None:
+        like = like.joining(source.header.grid).anonymous()
+    # a plan is kept and shown: nothing in it leads to a patient
+    header = replace(source.header, grid=source.header.grid.anonymous())
+    made = decisions.resolve(header, source.identity, request, reference=like, cores=cores(), version=version())
     if paths is not None:
-        header = _product_header(source.header, made).turned(made.orientation)
+        header = _product_header(header, made).turned(made.orientation)
         formats.sink_for(paths.output).refuse(header, paths.output)
         made = replace(made, work=str(paths.work_folder), work_kept=paths.work is not None, output=str(paths.output))
     return made
@@ -105,7 +101,17 @@ def upscale(
     source: str | Path | Source,
     output: str | Path,
     *,
+    scale: str | float | None = None,
+    spacing: str | float | None = None,
     like: str | Path | None = None,
+    model: str | None = None,
+    slice_thickness: float | None = None,
+    degradation: str | None = None,
+    noise: str | float = "auto",
+    consistency: bool = True,
+    memory: str | int = "4GB",
+    workers: int | None = None,
+    device: Device = "auto",
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
     work: str | Path | None = None,
@@ -114,17 +120,28 @@ def upscale(
     progress: Progress = _quiet,
     stopped: Callable[[], bool] = _never,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
-    **asked: Any,
 ) -> RunReport:
     """Super-resolve one image into a new file and report how well it explains its input.
 
-    source: a path or an open Source; asked: fields of Request (scale, spacing, model, noise...). Raises TruescaleError;
-    on any error nothing half-written is left at `output`.
+    source: a path or an open Source; the rest as the options of the command line. Raises TruescaleError; on any error
+    nothing half-written is left at `output`.
     """
-    request = Request(**asked)
+    request = Request(
+        scale=scale,
+        spacing=spacing,
+        model=model,
+        slice_thickness=slice_thickness,
+        degradation=degradation,
+        noise=noise,
+        consistency=consistency,
+        memory=memory,
+        workers=workers,
+        device=device,
+    )
     paths = Paths(Path(output), Path(work) if work else None, overwrite, resume)
     watch = Stopwatch()
     check_output(paths, source)
+    formats.ending(paths.output)
     with watch.stage("open"):
         opened = (
             formats.open_source(source, bands=_chosen(bands), nodata=nodata, slice_thickness=request.told.thickness_mm)
@@ -133,8 +150,12 @@ def upscale(
         )
     with opened, one_blas_thread():
         with watch.stage("plan"):
-            made = on_device(plan(opened, request, like=open_reference(like) if like else None, paths=paths))
+            made = on_device(plan(opened, request, like=formats.grid_of(like) if like else None, paths=paths))
             check_space(made, paths)
+            lost = tiles_lost(paths)
+            if lost:
+                text = f"tiles of an earlier run that are discarded: {lost}; --resume keeps those of the same request"
+                made = replace(made, warnings=(*made.warnings, text))
         on_plan(made)
         with held(paths.work_folder):
             prepare(Store(paths.work_folder), made, paths)
@@ -165,18 +186,21 @@ def _carry_out(
     product = WatchedSource(_product(store, opened.header, made), step("export"))
     with watch.stage("export"):
         counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
-    report_path(paths.output).unlink(missing_ok=True)  # it spoke of another product
     try:
+        report_path(paths.output).unlink(missing_ok=True)  # it spoke of another product
         with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
             checked = verify(written, observed, _models(made), orientation=made.orientation, on_rows=step("verify"))
             written_header = written.header
-    except BaseException:
-        remove(paths.output)  # nothing stays that has not been compared with its input
+        calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
+        made = replace(made, warnings=(*made.warnings, *(store.read_json("ingest.json") or {}).get("doubts", ())))
+        report = summarise(made, watch.read(), checked, written_header, calibration, resumed, records)
+        report = replace(report, clipped=counts.get("clipped", 0))
+        write_report(report, paths.output)
+    except BaseException as error:
+        remove(paths.output)  # nothing stays that has not been compared with its input and reported
+        if isinstance(error, OSError):
+            raise disk_failed("the report", error) from error
         raise
-    calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
-    report = summarise(made, watch.read(), checked, written_header, calibration, resumed, records)
-    report = replace(report, clipped=counts.get("clipped", 0))
-    write_report(report, paths.output)
     if paths.work is None:
         store.remove()
     return report
@@ -257,15 +281,6 @@ def _chosen(bands: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(bands) if bands else None
 
 
-def disk_failed(what: str, error: OSError) -> StoreError:
-    """A full or failing disk, as an error that a run can resume from."""
-    return StoreError(
-        what=f"{what} could not be written ({error.strerror or error})",
-        why="the plan names the space a run needs",
-        fix="free space and run again (upscale: with --resume)",
-    )
-
-
 def on_device(made: Plan) -> Plan:
     """The plan with the device it will run on. Raises UsageError if CUDA is asked for and absent."""
     if made.device == "auto":
@@ -292,7 +307,7 @@ def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stoppe
     _refuse_empty(found, made)
     if opened.header.may_have_invalid:
         fill_invalid(store.folder)
-    store.write_json("ingest.json", {"identity": made.identity})
+    store.write_json("ingest.json", {"identity": made.identity, "doubts": doubts(opened.header, found)})
 
 
 def _refuse_empty(found: Statistics, made: Plan) -> None:
@@ -349,12 +364,16 @@ def upscale_array(
     header: Header,
     *,
     scale: str | Factor | float | None = None,
-    model: str | None = None,
-    noise: str | float = "auto",
-    told: Told | None = None,
+    spacing: str | float | None = None,
     like: Grid | None = None,
+    model: str | None = None,
+    told: Told | None = None,
+    noise: str | float = "auto",
+    consistency: bool = True,
+    memory: str | int = "4GB",
+    workers: int | None = None,
+    device: Device = "auto",
     work: Path | None = None,
-    **asked: Any,
 ) -> NDArray[np.floating]:
     """Fine samples (c, *fine) of an array (c, *shape) or (*shape); NaN where invalid. The engine of `upscale`."""
     told = told or Told()
@@ -365,11 +384,15 @@ def upscale_array(
     )
     request = Request(
         scale=text,
+        spacing=spacing,
         model=model,
-        noise=noise,
         slice_thickness=told.thickness_mm,
         degradation=str(told.profile) if told.profile else None,
-        **asked,
+        noise=noise,
+        consistency=consistency,
+        memory=memory,
+        workers=workers,
+        device=device,
     )
     if not np.isfinite(samples).all():
         header = replace(header, may_have_invalid=True)

@@ -7,8 +7,10 @@ from importlib import import_module
 from pathlib import Path
 
 from pipelines import formats
-from pipelines.errors import UsageError
+from pipelines.errors import ExportError, UsageError
 from pipelines.samples import SAMPLES
+from pipelines.store import write_whole
+from pipelines.workspace import check_folder, disk_failed
 
 
 def write_sample(name: str, output: Path, *, overwrite: bool = False) -> list[Path]:
@@ -17,8 +19,7 @@ def write_sample(name: str, output: Path, *, overwrite: bool = False) -> list[Pa
     stem = output.name[: -len(suffix)]
     truth = output.with_name(f"{stem}_truth{suffix}")
     sidecar = output.with_name(f"{stem}.json")
-    if not output.parent.is_dir():
-        raise UsageError(what=f"the output folder '{output.parent}' does not exist", fix="make it first")
+    check_folder(output.parent)
     sink = formats.sink_for(output)
     module, _, function = SAMPLES[name].partition(":")
     sample = getattr(import_module(module), function)()
@@ -27,10 +28,15 @@ def write_sample(name: str, output: Path, *, overwrite: bool = False) -> list[Pa
             raise UsageError(what=f"the output '{path.name}' exists", fix="give --overwrite to replace it")
     sink.refuse(sample.input.header, output)
     written = []
-    for source, path in ((sample.input, output), (sample.truth, truth)):
-        sink.write(source, None, path, {"software": "truescale sample"})
-        written.append(path)
-    if sample.sidecar is not None:
-        sidecar.write_text(json.dumps(sample.sidecar, indent=1) + "\n")
-        written.append(sidecar)
+    try:
+        for source, path in ((sample.input, output), (sample.truth, truth)):
+            sink.write(source, None, path, {"software": "truescale sample"})
+            written.append(path)
+        if sample.sidecar is not None:
+            write_whole(sidecar, json.dumps(sample.sidecar, indent=1) + "\n")
+            written.append(sidecar)
+    except ExportError as error:  # there is nothing to resume
+        raise ExportError(error.what, error.why, "make room or choose another folder, then run it again") from error
+    except OSError as error:
+        raise disk_failed(f"'{sidecar.name}'", error) from error
     return written

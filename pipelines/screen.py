@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
@@ -22,6 +24,25 @@ EXPLAINED = 1.2
 
 LOG_EVERY_S = 10.0
 """Seconds between progress lines where stderr is no terminal."""
+
+
+def to_stdout(text: object) -> None:
+    """A result."""
+    _write(text, sys.stdout)
+
+
+def to_stderr(text: str) -> None:
+    """A line for people."""
+    _write(text, sys.stderr)
+
+
+def _write(text: object, stream: TextIO) -> None:
+    """A reader that has gone (`| head -1`) is no reason to end the work: what follows is written to nowhere."""
+    try:
+        click.echo(text, stream)
+    except BrokenPipeError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class Screen:
@@ -51,7 +72,7 @@ class Screen:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            click.echo(text, err=True)
+            to_stderr(text)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Progress of one stage."""
@@ -92,7 +113,7 @@ class Screen:
             if done >= total:
                 self._last[f"{stage} end"] = now
             if not first or total == done:
-                click.echo(f"{stage:<8} {done} of {total}", err=True)
+                to_stderr(f"{stage:<8} {done} of {total}")
 
 
 def _speed_column() -> ProgressColumn:
@@ -134,6 +155,8 @@ def _is_number(text: str) -> bool:
 
 def describe_plan(plan: Plan, *, short: bool = False) -> str:
     """The plan in a few lines."""
+    from pipelines.request import bytes_text
+
     unit = plan.coarse.frame.unit
     kind = f"3-D {plan.modality}".strip() if plan.coarse.ndim == 3 else f"{len(plan.channels)}-band raster"
     scale = in_axes(plan.orientation.axes(plan.scale))
@@ -144,17 +167,19 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
         f"model    {plan.model}  degradation {'; '.join(specs)}  noise {plan.noise}",
     ]
     if not short:
-        named = ", ".join(f"{a} = {n}" for a, n in zip(plan.coarse.axes, plan.axes_named, strict=True))
+        pairs = zip(plan.coarse.axes, plan.axes_named, strict=True)
+        named = ", ".join(a if a == name else f"{a} = {name}" for a, name in pairs)
         tiles, kept = plan.tile_count, "kept" if plan.work_kept else "removed at the end"
-        origins = [f"{n} {f['value']} {f['unit']} ({f['origin']})".replace("  ", " ") for n, f in plan.facts.items()]
+        workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
+        origins = [_fact_text(n, f) for n, f in plan.facts.items() if f["value"] is not None]
         lines += [
             f"axes     {named}",
             f"faces    {_faces(plan)}",
             f"facts    {'; '.join(origins) or 'none'}",
-            f"tiles    {tiles} of {in_axes(plan.shard)} fine samples, {plan.workers} workers, device {plan.device}",
-            f"memory   {plan.predicted_bytes / 1e9:.2f} GB of {plan.memory_bytes / 1e9:.2f} GB",
-            f"work     {plan.work or '-'}  up to {plan.work_bytes / 1e9:.2f} GB, {kept}",
-            f"product  {plan.output or '-'}  {plan.output_bytes / 1e9:.2f} GB uncompressed",
+            f"tiles    {tiles} of {in_axes(plan.shard)} fine samples, {workers}, device {plan.device}",
+            f"memory   {bytes_text(plan.predicted_bytes)} of {bytes_text(plan.memory_bytes)}",
+            f"work     {plan.work or '-'}  up to {bytes_text(plan.work_bytes)}, {kept}",
+            f"product  {plan.output or '-'}  {bytes_text(plan.output_bytes)} uncompressed",
             f"hash     {plan.run_hash}",
         ]
     lines += [f"warning  {w}" for w in plan.warnings]
@@ -171,6 +196,10 @@ def _faces(plan: Plan) -> str:
     return f"outside the input's: {', '.join(moved)}" if moved else "those of the input"
 
 
+def _fact_text(name: str, fact: dict[str, Any]) -> str:
+    return f"{name} {fact['value']}{' ' if fact['unit'] else ''}{fact['unit']} ({fact['origin']})"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
@@ -179,8 +208,10 @@ def _spec_text(axes: str, spec: Sequence[str]) -> str:
     return ", ".join(f"{axis} {text}" for axis, text in zip(axes, spec, strict=True) if text != "same")
 
 
-def describe_report(report: RunReport) -> str:
-    """The last lines of a run."""
+def describe_report(report: RunReport, told: Sequence[str] = ()) -> str:
+    """The last lines of a run, with the warnings that have not been told yet."""
+    from pipelines.request import bytes_text
+
     total = report.seconds.get("total", sum(report.seconds.values()))
     if report.consistency_rmse is None:
         explained = "nothing to compare"
@@ -190,26 +221,28 @@ def describe_report(report: RunReport) -> str:
         explained = f"differs from the input: residual {report.consistency_over_noise:.2f} of its noise once degraded"
     else:
         explained = f"explains the input: residual {report.consistency_over_noise:.2f} of its noise"
-    lines = [f"done     {total:.0f} s  {report.peak_bytes / 1e9:.2f} GB  {explained}"]
+    lines = [f"done     {total:.0f} s  {bytes_text(report.peak_bytes)}  {explained}"]
     if report.clipped:
         lines.append(f"clipped  {report.clipped:g} samples lay outside the range of {report.dtype}")
     lines.append(f"product  {report.output}  by {report.model}")
+    lines += [f"warning  {w}" for w in report.warnings if w not in told]
     return "\n".join(lines)
 
 
 def describe_header(found: dict[str, Any]) -> str:
     """The result of `inspect` in a few lines."""
     names = [c["name"] + ("" if c["kind"] == "image" else f" ({c['kind']})") for c in found["channels"]]
+    named = list(found["axes_named"])
     lines = [
         f"kind     {found['kind']}  {found['dtype']}",
         f"grid     {in_axes(found['shape'])}  {in_axes(found['spacing'])} {found['unit']}",
-        f"axes     {found['axes']} ({', '.join(found['axes_named'])})",
+        f"axes     {found['axes']}" + (f" ({', '.join(named)})" if named != list(found["axes"]) else ""),
         f"world    {found['affine_world'] or '-'}",
         *[f"         {'  '.join(f'{v:.8g}' for v in row)}" for row in found["affine"]],
         f"channels {', '.join(names)}",
         f"blur     {found['degradation']}",
     ]
-    lines += [f"{n:<8} {f['value']} {f['unit']} ({f['origin']})" for n, f in found["facts"].items()]
+    lines += [_fact_text(f"{n:<8}", f) for n, f in found["facts"].items() if f["value"] is not None]
     for p in found.get("pixels", []):
         lines.append(
             f"pixels   {p['channel']}: valid {p['valid_fraction']:.4f}, range {_number(p['minimum'])} to "

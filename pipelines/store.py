@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -77,9 +78,7 @@ class Store:
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write NAME whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.partial"
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
-        temporary.replace(self.folder / name)
+        write_whole(self.folder / name, json.dumps(data, indent=1) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """What `write_json` wrote, None if there is nothing."""
@@ -136,6 +135,18 @@ class Store:
         return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file whole or not at all. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def create_array(
     group: Path,
     name: str,
@@ -170,20 +181,29 @@ class Ledger:
         self._store, self._run = store, run
 
     def append(self, writer: str, record: Record) -> None:
-        """Add a record, after its shard is on the disk."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{writer}.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a record, after its shard is on the disk. Raises StoreError on a full disk."""
+        line = json.dumps({"written_ns": time.time_ns(), **asdict(record)})
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / f"{writer}.jsonl").open("a") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(
+                what=f"the ledger could not be written ({error.strerror})",
+                why="a tile counts as done once it stands there",
+                fix="free the space and run again with --resume",
+            ) from error
 
     def records(self) -> dict[int, Record]:
         """Latest record of every tile of this run; a torn last line is ignored."""
-        found: dict[int, Record] = {}
+        found: list[tuple[int, Record]] = []  # when each was written: a resumed run may share tiles out differently
         for path in sorted(self._folder.glob("*.jsonl")):
             for line in path.read_text().splitlines():
                 try:
                     data = json.loads(line)
+                    written_ns = int(data.pop("written_ns", 0))
                     record = Record(
                         **{
                             **data,
@@ -191,11 +211,11 @@ class Ledger:
                             "after": tuple(tuple(r) for r in data["after"]),
                         }
                     )
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, AttributeError):
                     continue
                 if record.run == self._run and not record.error:
-                    found[record.tile] = record
-        return found
+                    found.append((written_ns, record))
+        return {record.tile: record for _, record in sorted(found, key=lambda pair: pair[0])}
 
     def missing(self, positions: Sequence[tuple[int, ...]]) -> list[int]:
         """Tiles without a record of this run, or whose shard file is absent or differs from its checksum."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import BudgetError, InputError, UsageError
+from pipelines.errors import BudgetError, InputError, StoreError, TruescaleError, UsageError
 from pipelines.planning import Plan
-from pipelines.store import Store
+from pipelines.request import bytes_text
+from pipelines.store import Ledger, Store
+
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a system answers where one may not write."""
 
 DISK_MARGIN = 1.1
 """Free space asked for, over the plan's upper bound."""
@@ -38,8 +46,9 @@ class Paths:
 def check_output(paths: Paths, source: object) -> None:
     """Raise UsageError unless the output can be written there without harm to the input."""
     output, folder = paths.output, paths.output.parent
-    if not folder.is_dir():
-        raise UsageError(what=f"the output folder '{folder}' does not exist", fix="make it first")
+    if not output.name:
+        raise UsageError(what="the output has no name", fix="give one, like t2_iso.nii.gz")
+    check_folder(folder)
     if isinstance(source, (str, Path)) and output.exists() and Path(source).exists() and output.samefile(source):
         raise UsageError(what="the output is the input", why="the measurement would be lost", fix="name another output")
     if output.exists() and not paths.overwrite:
@@ -50,6 +59,14 @@ def check_output(paths: Paths, source: object) -> None:
         )
     if paths.work_folder.exists() and not paths.work_folder.is_dir():
         raise UsageError(what=f"the work folder '{paths.work_folder.name}' is a file", fix="name another with --work")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UsageError unless outputs can be written into the folder."""
+    if not folder.is_dir():
+        raise UsageError(what=f"the output folder '{folder}' does not exist", fix="make it first")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(what=f"the output folder '{folder}' cannot be written", fix="choose another one")
 
 
 def check_space(made: Plan, paths: Paths) -> None:
@@ -71,7 +88,7 @@ def require_space(needs: dict[Path, int], fix: str) -> None:
         needed, free = int(needed * DISK_MARGIN), shutil.disk_usage(folder).free
         if free < needed:
             raise BudgetError(
-                what=f"up to {needed / 1e9:.1f} GB of disk are needed, {free / 1e9:.1f} GB are free",
+                what=f"up to {bytes_text(needed)} of disk are needed, {bytes_text(free)} are free",
                 why="it would stop half-way",
                 fix=f"free space, or {fix}",
             )
@@ -87,6 +104,29 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def disk_failed(what: str, error: OSError) -> TruescaleError:
+    """A folder that one may not write to as a usage error, a full or failing disk as what a run can resume from."""
+    reason = f"{what} cannot be written ({error.strerror or error})"
+    if error.errno in NOT_ALLOWED:
+        return UsageError(what=reason, fix="choose a folder that you may write to")
+    return StoreError(
+        what=reason,
+        why="the plan names the space a run needs",
+        fix="free space and run again (upscale: with --resume)",
+    )
+
+
+def tiles_lost(paths: Paths) -> int:
+    """Tiles of an earlier run that a run without --resume will remove."""
+    store = Store(paths.work_folder)
+    if paths.resume or not store.folder.is_dir():
+        return 0
+    try:
+        return len(Ledger(store, Plan.from_json(store.read_json("plan.json") or {}).run_hash).records())
+    except (StoreError, KeyError, TypeError, AttributeError):  # of no run, or of another version
+        return 0
 
 
 def prepare(store: Store, made: Plan, paths: Paths) -> None:
@@ -119,37 +159,96 @@ def prepare(store: Store, made: Plan, paths: Paths) -> None:
         )
     else:
         store.remove()
-    store.write_json("plan.json", made.to_json())
+    try:
+        store.write_json("plan.json", made.to_json())
+    except OSError as error:
+        with suppress(OSError):
+            store.folder.rmdir()  # only if it is empty
+        raise disk_failed("the work folder", error) from error
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold a work folder: two runs of one output would spoil each other. Raises UsageError if another holds it.
 
-    A lock of a process of this machine that no longer lives is taken over.
+    The system releases the lock of a process that ends, however it ends. A file system without locks has only the
+    file beside the folder: who made it holds it, and what a killed process left must be removed by hand.
     """
-    lock = folder.with_name(folder.name + ".lock")
+    path = folder.with_name(folder.name + ".lock")
     try:
-        owner = int(lock.read_text())
-        os.kill(owner, 0)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
-        owner = os.getpid()
-    except PermissionError:
-        pass  # alive, and someone else's
-    if owner != os.getpid():
-        raise UsageError(
-            what=f"another run (process {owner}) is at work on '{folder.name}'",
-            fix=f"wait for it, or remove '{lock.name}' if it is none of truescale's",
-        )
-    try:
-        lock.write_text(str(os.getpid()))
+        lock = _locked(path)
     except OSError as error:
-        raise UsageError(
-            what=f"the folder of the work folder cannot be written ({error.strerror})",
-            why="a run keeps its tiles there",
-            fix="choose another output folder, or name one with --work",
-        ) from error
+        raise disk_failed(f"'{path.name}'", error) from error
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()  # while it is held: who opened this file meanwhile finds that it is gone
+        os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """The open lock file, held. Raises UsageError if another process or thread holds it."""
+    while True:
+        lock, made = _opened(path)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = _is_there(lock, path)  # else its holder has removed it since it was opened
+        except OSError as error:  # held, or a file system (some NFS) without locks
+            ours = made and error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+            if not ours:
+                owner = os.pread(lock, 200, 0).decode(errors="replace").split("\n")[0]
+                os.close(lock)
+                raise _in_use(path, owner) from error
+        if ours:
+            with suppress(OSError):  # for messages only
+                text = f"{socket.gethostname()} {os.getpid()} {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, text.encode(), 0)
+            return lock
+        os.close(lock)
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """The lock file, and whether this call made it."""
+    while True:
+        with suppress(FileExistsError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        with suppress(FileNotFoundError):  # removed in between
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW), False
+
+
+def _is_there(lock: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(path: Path, owner: str) -> UsageError:
+    """owner: 'HOST PROCESS DATE TIME', as the lock file says."""
+    host, process, since = (*owner.split(" ", 2), "", "", "")[:3]
+    name = path.name.removesuffix(".lock")
+    if host == socket.gethostname() and process.isdecimal() and not _lives(int(process)):
+        return UsageError(
+            what=f"'{path.name}' was left by a run that no longer lives (process {process})",
+            why="this file system has no locks, so nothing else tells whether the work folder is in use",
+            fix=f"remove '{path.name}' and run again",
+        )
+    who = f"process {process} on {host}, since {since}" if since else "unknown"
+    return UsageError(
+        what=f"another run ({who}) is at work on '{name}'",
+        why="two would spoil each other",
+        fix=f"wait for it, or remove '{path.name}' if no such run exists",
+    )
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # alive, and someone else's
+    return True

@@ -1,6 +1,6 @@
 """Images in zarr v3: what `ingest` writes, and a format to read from and write to.
 
-IMAGE.zarr/zarr.json    attribute `truescale`: grid, channels and facts (nothing of the original file's header)
+IMAGE.zarr/zarr.json    attribute `truescale`: grid, channels and KEPT_FACTS (nothing else of the original's header)
 IMAGE.zarr/samples      (c, *axes) float32 or float64, invalid samples 0
 IMAGE.zarr/valid        (c, *axes) bool, only where samples can be invalid
 """
@@ -29,6 +29,22 @@ if TYPE_CHECKING:
 
 INGEST_SAMPLES = 8_000_000
 """Samples per channel that ingest holds at once."""
+
+
+KEPT_FACTS = frozenset(
+    (
+        *("thickness_mm", "gap_mm", "slice_spacing_mm", "acquisition", "modality"),
+        *("sensor", "degradation", "nodata", "validity", "refuse_networks", "crs", "area_or_point"),
+    )
+)
+"""What super-resolving the image again needs; anything else of a header could, with other things, lead to a patient."""
+
+
+NEGATIVE_SHARE = 0.1
+"""Negative samples up to this share of the largest are what resampling leaves beside edges."""
+
+CT_BELOW = -500.0
+"""Samples below are Hounsfield units of lung and air."""
 
 
 class ZarrImage(Source):
@@ -106,6 +122,19 @@ class Statistics:
     maximum: tuple[float | None, ...]
 
 
+def doubts(header: Header, found: Statistics) -> list[str]:
+    """What the samples say against the header, one line each."""
+    low = min((v for v in found.minimum if v is not None), default=0.0)
+    high = max((v for v in found.maximum if v is not None), default=0.0)
+    if header.modality != "MR" or header.channels[0].kind != "image" or low >= -NEGATIVE_SHARE * abs(high):
+        return []
+    modality = header.facts.get("modality")
+    if low <= CT_BELOW and modality and modality.origin == "assumed":
+        told = 'with "Modality": "CT" in a JSON sidecar or ct in the name'
+        return [f"samples down to {low:g} look like CT, but the volume was taken as MR: say so {told}"]
+    return [f"samples down to {low:g}: magnitude MR has no negative ones, so its model of the noise does not hold"]
+
+
 def write_image(
     source: Source, header: Header, path: Path, on_block: Callable[[int, int], None] = lambda _done, _all: None
 ) -> Statistics:
@@ -142,7 +171,9 @@ def write_image(
         done += box.size
         on_block(done * grid.shape[0] // int(np.prod(grid.shape)), grid.shape[0])
     # the digest makes the identity of an image change with its samples
-    attributes = {"truescale": header_to_json(header), "crc32_of_samples": digest}
+    kept = {name: fact for name, fact in header.facts.items() if name in KEPT_FACTS}
+    public = replace(header, grid=header.grid.anonymous(), facts=kept)
+    attributes = {"truescale": header_to_json(public), "crc32_of_samples": digest}
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     temporary = path / ".zarr.json.partial"
     temporary.write_text(json.dumps(group, indent=1, default=list) + "\n")

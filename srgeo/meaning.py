@@ -298,5 +298,5 @@ def _note_place(description: Description, found: _Findings) -> None:
         found.problems.append(
             "ground control points beside a transform: the transform counts and the points are dropped"
         )
-    if any(tag.startswith("TRUESCALE_") for tag in description.tags):
+    if "TRUESCALE_MODEL" in description.tags:
         found.problems.append("this is already a super-resolved product")

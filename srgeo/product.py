@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from rasterio.transform import Affine
 from pipelines.grid import Grid, Orientation, Placement, placements
 from pipelines.image import ChannelKind, Header
 from srgeo.casting import Storage
-from srgeo.description import PIXEL_GRID_TAG, Description
+from srgeo.description import PIXEL_GRID_TAG, Description, fits
 from srgeo.meaning import Meaning
 from srgeo.raster import RasterSource, corner_transform
 
@@ -27,6 +28,9 @@ Scheme = Literal["all", "nodata", "shared nodata", "mask", "alpha"]
 
 NOTE_PREFIX = "TRUESCALE_"
 """Of all tags that tell how a product was made."""
+
+OVERVIEW_TAG = "OVR_RESAMPLING_ALG"
+"""Where rio-cogeo notes how the overviews of a file were made."""
 
 _STALE = re.compile(
     r"^(STATISTICS_|OVERVIEW_|OVR_RESAMPLING|HISTOGRAM|CHECKSUM|INTERNAL_MASK_FLAGS|TRUESCALE_)"
@@ -99,7 +103,7 @@ def layout_of(header: Header, original: RasterSource | None, note: Mapping[str, 
         transform=None if pinned else transform,
         crs=None if pinned else description.crs,
         bands=_bands(m),
-        tags={**_carried_tags(description, orientation.inverse.axes(axes), pinned), **tags},
+        tags={**_carried_tags(description, orientation.inverse.axes(axes), pinned, "classes" in m.kinds), **tags},
         gcps=_scaled_gcps(description, axes) if pinned else (),
         gcp_crs=description.gcp_crs if pinned else None,
         rpcs=None if orientation.turns else _scaled_rpcs(description, axes),
@@ -110,20 +114,35 @@ def layout_of(header: Header, original: RasterSource | None, note: Mapping[str, 
 def _bare_layout(header: Header, tags: dict[str, str]) -> Layout:
     is_float = np.dtype(header.dtype).kind == "f"
     dtype = {"float16": "float32"}.get(header.dtype, header.dtype)
-    scheme: Scheme = "all" if not header.may_have_invalid else "nodata" if is_float else "mask"
+    nodata = _told_nodata(header)
+    if not header.may_have_invalid:
+        scheme: Scheme = "all"
+    else:
+        scheme = "nodata" if is_float or nodata is not None else "mask"
     bands = [
         BandLayout(c.name, c.kind, "alpha" if c.kind == "alpha" else "gray" if n == 0 else "undefined", c.unit)
         for n, c in enumerate(header.channels)
     ]
     return Layout(
         shape=(header.grid.shape[0], header.grid.shape[1]),
-        storage=Storage(dtype, nodata=float("nan") if scheme == "nodata" else None),
+        storage=Storage(dtype, nodata=None if scheme != "nodata" else math.nan if nodata is None else nodata),
         scheme="alpha" if any(c.kind == "alpha" for c in header.channels) else scheme,
         transform=corner_transform(header.grid),
         crs=CRS.from_wkt(header.grid.frame.id) if header.grid.frame.kind == "map" and header.grid.frame.id else None,
         bands=tuple(bands),
         tags=tags,
     )
+
+
+def _told_nodata(header: Header) -> float | int | None:
+    """The one nodata value of a raster that came by another format (ingested to zarr), None without one."""
+    try:
+        value = float(str(header.facts["nodata"].value))
+    except (KeyError, ValueError):  # none, or different ones
+        return None
+    if not fits(value, header.dtype):
+        return None
+    return value if np.dtype(header.dtype).kind == "f" else int(value)
 
 
 def _bits(m: Meaning) -> int | None:
@@ -191,7 +210,9 @@ def _scaled_rpcs(description: Description, axes: tuple[Placement, ...]) -> Any:
     return rpcs
 
 
-def _carried_tags(description: Description, axes: tuple[Placement, ...], pinned: bool) -> dict[str, str]:
+def _carried_tags(
+    description: Description, axes: tuple[Placement, ...], pinned: bool, has_classes: bool
+) -> dict[str, str]:
     tags = {k: v for k, v in description.tags.items() if not _STALE.search(k)}
     for key, axis in (("TIFFTAG_XRESOLUTION", axes[1]), ("TIFFTAG_YRESOLUTION", axes[0])):
         if key in tags:
@@ -200,6 +221,8 @@ def _carried_tags(description: Description, axes: tuple[Placement, ...], pinned:
         tags["AREA_OR_POINT"] = "Area"
     for domain, items in sorted(description.domains.items()):  # the COG driver keeps the default domain only
         tags[f"{NOTE_PREFIX}DOMAIN_{domain}"] = json.dumps(dict(sorted(items.items())))
+    if OVERVIEW_TAG in description.tags:  # of the product's own overviews
+        tags[OVERVIEW_TAG] = "NEAREST" if has_classes else "AVERAGE"
     return tags
 
 

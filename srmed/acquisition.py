@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.degradation import Profile
-from pipelines.errors import InputError
+from pipelines.errors import InputError, UsageError
 from pipelines.grid import Grid, decimal_fraction
-from pipelines.image import IN_PLANE, Fact
+from pipelines.image import IN_PLANE, MIN_SLICES, Fact
 from srmed.geometry import refuse_tilt, slice_distance
 
 THICKNESS_OVER_SPACING = (0.2, 3.0)
 """Slices thinner or thicker than this share of their distance are a mistake in a header."""
-
-FEW_SLICES = 4
-"""Below this many slices there is next to nothing to learn from."""
 
 ZERO_FILLED = 1.05
 """Partitions thicker than this multiple of their distance were interpolated by the scanner (ZIP)."""
@@ -53,7 +50,10 @@ class Acquisition:
 
 
 def acquisition(grid: Grid, slice_axis: int, stated: Stated) -> Acquisition:
-    """The blur of a volume. Raises InputError for an impossible thickness, GeometryError for a tilted stack."""
+    """The blur of a volume. Raises InputError for an impossible thickness, GeometryError for a tilted stack.
+
+    An impossible thickness that was told is a UsageError.
+    """
     spacing = float(decimal_fraction(slice_distance(grid, slice_axis)))
     problems = []
     thickness, origin = stated.thickness_mm, stated.origin
@@ -65,11 +65,11 @@ def acquisition(grid: Grid, slice_axis: int, stated: Stated) -> Acquisition:
         )
     low, high = THICKNESS_OVER_SPACING
     if not low <= thickness / spacing <= high:
-        raise InputError(
-            what=f"a slice thickness of {thickness:.6g} mm ({origin}) does not go with a spacing of {spacing:.6g} mm",
-            why=f"real slices measure {low:g} to {high:g} spacings; with a wrong width the result is worse than cubic",
-            fix="correct the header or the sidecar",
-        )
+        what = f"a slice thickness of {thickness:.6g} mm ({origin}) does not go with a spacing of {spacing:.6g} mm"
+        why = f"real slices measure {low:g} to {high:g} spacings; with a wrong width the result is worse than cubic"
+        if origin == "told":
+            raise UsageError(what, why, "give another --slice-thickness")
+        raise InputError(what, why, "pass --slice-thickness MM, or correct the header or the sidecar")
     refuse_tilt(grid, slice_axis, thickness)
     if stated.three_dimensional:
         problems.append(
@@ -80,8 +80,9 @@ def acquisition(grid: Grid, slice_axis: int, stated: Stated) -> Acquisition:
                 f"partitions of {thickness:.6g} mm every {spacing:.6g} mm were interpolated by the scanner: "
                 "through-plane detail may be missing that the spacing promises"
             )
-    if grid.shape[slice_axis] < FEW_SLICES:
-        problems.append(f"only {grid.shape[slice_axis]} slices: there is little to go by between them")
+    count = grid.shape[slice_axis]
+    if count < MIN_SLICES:
+        problems.append(f"only {count} slice{'s' if count > 1 else ''}: there is little to go by between them")
     kind = "cosine" if stated.modality == "CT" else "slice"
     profiles = tuple(Profile(kind, thickness) if a == slice_axis else IN_PLANE for a in range(grid.ndim))
     facts = {

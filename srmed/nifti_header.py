@@ -66,6 +66,9 @@ QUANTITATIVE_ENDINGS = frozenset(
 )
 """BIDS suffixes of maps of a physical quantity: their mean over a slice is not the quantity of the mean."""
 
+PRODUCT = re.compile(rb"truescale \d")
+"""How the description of a product begins: with the program and its version (see NiftiSink)."""
+
 CT_INTERCEPT = -1000
 """16-bit samples with an intercept at or below this are Hounsfield units."""
 
@@ -89,7 +92,7 @@ class NiftiFile:
     @property
     def codes(self) -> tuple[int, int]:
         """sform_code and qform_code."""
-        return int(self.header["sform_code"]), int(self.header["qform_code"])
+        return _codes(self.header)
 
 
 def stem(path: Path) -> str:
@@ -97,23 +100,21 @@ def stem(path: Path) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
+def grid_of_reference(path: Path) -> Grid:
+    """The grid of any NIfTI with three axes in space, whatever its samples are. Raises InputError, GeometryError."""
+    *_, header = _header_of(path)
+    dims = [int(n) for n in header["dim"]]
+    if not 3 <= dims[0] <= 7 or min(dims[1:4]) < 1:
+        raise InputError(what=f"the reference has dimensions {dims}", why="a grid needs three axes in space")
+    shape = (dims[1], dims[2], dims[3])
+    with np.errstate(over="ignore", invalid="ignore"):  # a nonsensical place is refused, not warned about
+        affine, _, _ = _affine(header, shape)
+        return grid_from_ras(affine, shape, MM_PER_UNIT.get(_spatial_unit(header), 1.0))
+
+
 def read_file_header(path: Path) -> NiftiFile:
     """Read and check the header of a single-file NIfTI-1 or -2. Raises InputError."""
-    try:
-        file_bytes = path.stat().st_size
-        with path.open("rb") as raw:
-            start = raw.read(540)
-        compressed = start[:2] == b"\x1f\x8b"
-        if compressed:
-            with gzip.open(path, "rb") as stream:
-                start = stream.read(540)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(what="the compressed file is damaged or cut short", fix="copy it again") from error
-    except OSError as error:
-        raise InputError(what=f"the file cannot be opened ({error.strerror})") from error
-    if not file_bytes or not start:
-        raise InputError(what="the file is empty", fix="copy it again")
-    block, header = _checked_header(start)
+    file_bytes, compressed, block, header = _header_of(path)
     if not np.isfinite(header["vox_offset"]):
         raise InputError(what="the header does not say where the samples begin", fix="repair the header first")
     shape = _volume_shape(header)
@@ -130,6 +131,26 @@ def read_file_header(path: Path) -> NiftiFile:
     slope, inter = _scaling(header)
     unit = _spatial_unit(header)
     return NiftiFile(block, header, compressed, offset, shape, stored, slope, inter, MM_PER_UNIT.get(unit, 1.0))
+
+
+def _header_of(path: Path) -> tuple[int, bool, bytes, Nifti1Header]:
+    """(bytes of the file, whether it is compressed, the header as it lies in the file, the header)."""
+    try:
+        file_bytes = path.stat().st_size
+        with path.open("rb") as raw:
+            start = raw.read(540)
+        compressed = start[:2] == b"\x1f\x8b"
+        if compressed:
+            with gzip.open(path, "rb") as stream:
+                start = stream.read(540)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(what="the compressed file is damaged or cut short", fix="copy it again") from error
+    except OSError as error:
+        raise InputError(what=f"the file cannot be opened ({error.strerror})") from error
+    if not file_bytes or not start:
+        raise InputError(what="the file is empty", fix="copy it again")
+    block, header = _checked_header(start)
+    return file_bytes, compressed, block, header
 
 
 def _checked_header(start: bytes) -> tuple[bytes, Nifti1Header]:
@@ -201,6 +222,10 @@ def _stored_type(header: Nifti1Header) -> np.dtype[np.generic]:
     return dtype
 
 
+def _codes(header: Nifti1Header) -> tuple[int, int]:
+    return int(header["sform_code"]), int(header["qform_code"])
+
+
 def _scaling(header: Nifti1Header) -> tuple[float, float]:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
@@ -223,7 +248,7 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
     sidecar = read_sidecar(path.with_name(stem(path) + ".json"))
     refuse_kind(file, words)
     with np.errstate(over="ignore", invalid="ignore"):  # a nonsensical place is refused, not warned about
-        affine, form, place_problems = _affine(file)
+        affine, form, place_problems = _affine(file.header, file.shape_xyz)
         grid = grid_from_ras(affine, file.shape_xyz, file.mm_per_unit)
     slice_axis = _slice_axis(file.header, grid)
     modality, modality_fact, problems = _modality(file, sidecar, words)
@@ -234,6 +259,8 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
     label = _label_reason(file, words)
     if label:
         problems.append(f"{label}: taken as a label map, its samples are repeated and not interpolated")
+    if PRODUCT.match(file.header["descrip"].item()):
+        problems.append("this is already a super-resolved product")
     if file.stored.newbyteorder("=").name in ("int32", "uint32"):
         problems.append(f"32-bit integers: values above {EXACT_IN_FLOAT32} lose their last digits")
     channel = Channel(
@@ -294,18 +321,18 @@ def refuse_kind(file: NiftiFile, words: list[str]) -> None:
         )
 
 
-def _affine(file: NiftiFile) -> tuple[NDArray[np.float64], str, list[str]]:
+def _affine(header: Nifti1Header, shape_xyz: tuple[int, int, int]) -> tuple[NDArray[np.float64], str, list[str]]:
     """The RAS affine in the file's unit, which form it is from, and what is odd about it."""
     from nibabel.spatialimages import HeaderDataError
 
     problems = []
-    sform_code, qform_code = file.codes
-    if _spatial_unit(file.header) == "unknown":
+    sform_code, qform_code = _codes(header)
+    if _spatial_unit(header) == "unknown":
         problems.append("the unit of length is not stated: millimetres are assumed")
     qform = None
     if qform_code > 0:
         try:
-            qform = np.asarray(file.header.get_qform(), np.float64)
+            qform = np.asarray(header.get_qform(), np.float64)
         except (HeaderDataError, ValueError) as error:
             if sform_code <= 0:
                 raise GeometryError(what="the qform of the header is no rotation", fix="repair the header") from error
@@ -314,11 +341,11 @@ def _affine(file: NiftiFile) -> tuple[NDArray[np.float64], str, list[str]]:
         if qform is not None:
             return qform, "qform", problems
         problems.append("the header states no place in the world (both form codes are 0): a centred one is made up")
-        return np.asarray(file.header.get_base_affine(), np.float64), "none", problems
-    sform = np.asarray(file.header.get_sform(), np.float64)
-    grid_from_ras(sform, file.shape_xyz)  # refuses a zero or singular one before it is compared
+        return np.asarray(header.get_base_affine(), np.float64), "none", problems
+    sform = np.asarray(header.get_sform(), np.float64)
+    grid_from_ras(sform, shape_xyz)  # refuses a zero or singular one before it is compared
     if qform is not None:
-        apart = largest_distance(sform, qform, file.shape_xyz)
+        apart = largest_distance(sform, qform, shape_xyz)
         if not apart <= SAME_FORM_VOXELS:
             problems.append(f"sform and qform place the image {apart:.2g} voxels apart: the sform is used")
     return sform, "sform", problems

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import GeometryError, InputError
-from srmed.acquisition import FEW_SLICES
 from srmed.slice_header import KEY_NAMES, DamagedFile, NotASlice, Slice, read_slice_header, reading
 
 SAME_DIRECTION = 1e-4
@@ -55,10 +54,10 @@ def read_stack(path: Path) -> Stack:
     _refuse_mixed_patients(slices)
     _refuse_several(slices)
     slices, problems = _in_order(slices)
-    if len(slices) < FEW_SLICES:
+    if len(slices) < 2:
         raise InputError(
-            what=f"the series has {len(slices)} slice{'s' if len(slices) > 1 else ''}",
-            why=f"fewer than {FEW_SLICES} hold next to nothing about what lies between them",
+            what="the series has 1 slice",
+            why="the distance to the next one is not known",
             fix="give the folder that holds the whole series",
         )
     first, step, uneven = _even_line(slices)
@@ -182,7 +181,7 @@ def _even_line(slices: Sequence[Slice]) -> tuple[NDArray[np.float64], NDArray[np
     whole = np.rint(ratios)
     if wrong.size and np.all(np.abs(ratios - whole)[wrong] <= 2 * UNEVEN * whole[wrong]) and whole[wrong].min() >= 2:
         raise InputError(
-            what=f"{int((whole[wrong] - 1).sum())} slices are missing, the first after slice {int(wrong[0])}"
+            what=f"slices are missing: {int((whole[wrong] - 1).sum())}, the first after slice {int(wrong[0])}"
             f" of {len(slices)}",
             why="what lies there was not measured, or its file was lost",
             fix="copy the series again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,81 @@ def test_a_volume_says_that_it_is_research_only(run: Run, thick: Path, tmp_path:
     assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")[0] == 0
     assert b"not a medical device" in bytes(nib.load(tmp_path / "o.nii.gz").header["descrip"])
     assert "not a medical device" in " ".join(run("upscale", "--help")[1].split())
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_does_not_stop_the_run(thick: Path, tmp_path: Path, stream: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head -0` does
+    command = [sys.executable, "-m", "pipelines.cli", "upscale", thick, tmp_path / "o.nii.gz", "--model", "floor"]
+    done = subprocess.run([*command, "--json"], **{stream: writing}, check=False)
+    os.close(writing)
+    assert done.returncode == 0
+    assert {p.name for p in tmp_path.iterdir()} - {"t2.nii.gz", "t2.json"} == {"o.nii.gz", "o.nii.gz.report.json"}
+
+
+@pytest.mark.parametrize("output", ["o.nii.gz", "o.tif"])
+def test_a_product_is_recognised_as_one_and_a_sample_is_not(
+    run: Run, thick: Path, scene: Path, tmp_path: Path, output: str
+) -> None:
+    from pipelines import formats
+
+    run("upscale", thick if output.endswith(".gz") else scene, tmp_path / output, "--model", "floor", "--quiet")
+    assert "already a super-resolved product" in run("inspect", tmp_path / output)[1]
+    sample = tmp_path / f"sample_{output}"
+    with formats.open_source(tmp_path / output) as source:
+        formats.sink_for(sample).write(source, None, sample, {"software": "truescale sample"})
+    assert "already" not in run("inspect", sample)[1]
+
+
+@pytest.mark.parametrize(("lowest", "said"), [(-1024, "look like CT"), (-300, "magnitude MR"), (-1, "")])
+def test_negative_samples_of_an_mr_volume_are_doubted(run: Run, tmp_path: Path, lowest: float, said: str) -> None:
+    data = smooth((20, 18, 8))
+    data[:4] = lowest
+    nib.save(nib.Nifti1Image(data, np.diag([1, 1, 4, 1])), tmp_path / "scan.nii")
+    problems = json.loads(run("inspect", tmp_path / "scan.nii", "--pixels", "--json")[1])["problems"]
+    code, out, err = run("upscale", tmp_path / "scan.nii", tmp_path / "o.nii", "--model", "floor", "--json")
+    assert code == 0, err
+    for lines in (problems, json.loads(out)["warnings"], err.splitlines()):
+        assert sum("samples down to" in line for line in lines) == bool(said)
+        assert not said or any(said in line for line in lines)
+
+
+def test_models_say_all_that_was_asked_of_them(run: Run) -> None:
+    listed = json.loads(run("models", "--json")[1])
+    shown = json.loads(run("models", "lattice-mri")[1])
+    assert shown in listed
+    assert (shown["id"], shown["task"], shown["scale"]) == ("lattice-mri-1.0", "thick slices to thin", "1.5-8x")
+    assert shown["weights_bytes"] > 1e6
+    for key in ("domain", "trained_on", "licence", "sha256", "figures"):
+        assert shown[key]
+
+
+def test_text_for_people_holds_no_none_and_no_plural_of_one(run: Run, scene: Path, tmp_path: Path) -> None:
+    told = run("inspect", scene)[1]
+    planned = run("plan", scene, tmp_path / "o.tif", "--workers", "1")[1]
+    for text in (told, planned):
+        assert "None" not in text
+        assert "y = y" not in text
+        assert "1 workers" not in text
+        assert " 0.00 GB" not in text
+
+
+def test_making_a_sample_is_announced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.samples_io.write_sample", lambda *_, **__: [tmp_path / "head.nii.gz"])
+    code, out, err = run("sample", "head", tmp_path / "head.nii.gz")
+    assert code == 0
+    assert out == f"{tmp_path / 'head.nii.gz'}\n"
+    assert "head" in err
+
+
+def test_the_keywords_of_python_are_the_options_of_the_command_line() -> None:
+    import inspect
+
+    import pipelines as ts
+    from pipelines import cli
+
+    names = {p.name for p in cli.upscale.params} - {"source", "output", "no_consistency", "as_json", "quiet"}
+    assert names | {"consistency"} == set(inspect.signature(ts.upscale).parameters) - {
+        *("source", "output", "progress", "stopped", "on_plan")
+    }

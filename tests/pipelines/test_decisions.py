@@ -87,7 +87,9 @@ def test_holes_in_an_array_stay_holes_whatever_its_header_says() -> None:
     assert np.isnan(product).sum() == 4 * 20
 
 
-@pytest.mark.parametrize(("slices", "scale", "moved"), [(24, "4", 0.0), (14, "4.7", 0.2), (5, "2.5", 0.5), (7, "2.2", -0.4)])
+@pytest.mark.parametrize(
+    ("slices", "scale", "moved"), [(24, "4", 0.0), (14, "4.7", 0.2), (5, "2.5", 0.5), (7, "2.2", -0.4)]
+)
 def test_the_plan_says_how_far_the_faces_move(slices: int, scale: str, moved: float) -> None:
     plan = _plan(volume((slices, 8, 8), 4.7, 4.7), scale=f"{scale}x1x1")
     (low, high), *others = plan.faces_moved

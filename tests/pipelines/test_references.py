@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import rasterio
+from pydicom.dataset import Dataset
 from rasterio.transform import Affine
 
 from tests.pipelines.files import Run, smooth, write_raster
+from tests.srmed.make_dicom import Series
 
 
 def test_like_takes_the_grid_of_another_file(run: Run, thick: Path, tmp_path: Path) -> None:
@@ -117,3 +120,50 @@ def test_a_reference_of_another_place_is_refused(run: Run, tmp_path: Path) -> No
     code, _, err = run("upscale", scene, tmp_path / "o.tif", "--like", like, "--model", "floor")
     assert code == 2
     assert "overlap" in err
+
+
+@pytest.mark.parametrize("kind", ["fieldmap", "mask", "t1_dseg", "series", "colour"])
+def test_a_reference_need_not_be_an_image(run: Run, thick: Path, tmp_path: Path, kind: str) -> None:
+    run("upscale", thick, tmp_path / "a.nii.gz", "--model", "floor", "--quiet")
+    a = nib.load(tmp_path / "a.nii.gz")
+    shape = (*a.shape, 3) if kind == "series" else a.shape
+    data = np.zeros(shape, [("R", "u1"), ("G", "u1"), ("B", "u1")] if kind == "colour" else np.uint8)
+    nib.save(nib.Nifti1Image(data, a.affine), tmp_path / f"{kind}.nii.gz")
+    common = ("--like", tmp_path / f"{kind}.nii.gz", "--model", "floor", "--json")
+    code, out, err = run("upscale", thick, tmp_path / "b.nii.gz", *common, "--quiet")
+    assert code == 0, err
+    assert nib.load(tmp_path / "b.nii.gz").shape == a.shape
+    code, out, err = run("plan", thick, tmp_path / "c.nii.gz", *common)
+    assert code == 0, err
+    assert json.loads(out)["shape_after"] == list(a.shape[::-1])
+
+
+def test_a_reference_without_three_axes_in_space_is_refused(run: Run, thick: Path, tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(smooth((30, 28)), np.eye(4)), tmp_path / "flat.nii")
+    code, _, err = run("upscale", thick, tmp_path / "b.nii.gz", "--like", tmp_path / "flat.nii", "--model", "floor")
+    assert code == 3
+    assert "three axes" in err
+
+
+def test_series_of_different_frames_of_reference_have_no_grid_in_common(run: Run, tmp_path: Path) -> None:
+    def framed(uid: str) -> Callable[[Dataset, int], None]:
+        return lambda ds, _: setattr(ds, "FrameOfReferenceUID", uid)
+
+    size = {"rows": 16, "columns": 18}
+    thick = Series(slices=8, **size).write(tmp_path / "thick")
+    fine = {"slices": 16, "spacing": 2.4, "thickness": 2.4, "origin": (-30.0, -20.0, 8.8), **size}
+    same = Series(**fine).write(tmp_path / "same")
+    other = Series(**fine, edit=framed("1.2.3.77")).write(tmp_path / "other")
+    unsaid = Series(**fine, edit=framed("")).write(tmp_path / "unsaid")
+    common = ("--model", "floor", "--quiet", "--noise", "0")
+    for n, like in enumerate((same, unsaid)):
+        code, _, err = run("upscale", thick, tmp_path / f"{n}.nii.gz", "--like", like, *common)
+        assert code == 0, err
+    for command in ("upscale", "plan"):
+        code, _, err = run(command, thick, tmp_path / "b.nii.gz", "--like", other, *common)
+        assert code == 2
+        assert "frame of reference" in err
+    code, _, err = run("verify", other, "--against", thick, "--quiet")
+    assert code == 2
+    assert "frame of reference" in err
+    assert run("verify", tmp_path / "0.nii.gz", "--against", thick, "--quiet")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipelines.request import bytes_text
 from tests.pipelines.files import Run, smooth
+from tests.srmed.make_dicom import Series
 
 BROKEN: dict[str, tuple[str, Callable[[Path], object], int]] = {
     "missing": ("gone.nii.gz", lambda _: None, 3),
@@ -39,8 +42,23 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], int]] = {
     ),
     "zero affine": ("zero.nii", lambda p: _with_sform(p, np.zeros((3, 4))), 3),
     "NaN affine": ("nanaff.nii", lambda p: _with_sform(p, np.full((3, 4), np.nan)), 3),
+    "a VRT by another name": ("x.dat", lambda p: p.write_text('<VRTDataset rasterXSize="9">'), 3),
+    "three slices": (
+        "few.nii",
+        lambda p: nib.save(nib.Nifti1Image(smooth((30, 28, 3)), np.diag([1, 1, 4, 1])), p),
+        3,
+    ),
+    "one slice": (
+        "one.nii",
+        lambda p: nib.save(nib.Nifti1Image(smooth((30, 28, 1)), np.diag([1, 1, 4, 1])), p),
+        3,
+    ),
     "remote": ("https://example.org/a.nii", lambda _: None, 3),
 }
+
+
+SAID = {"remote": ("remote",), "is a VRT": ("a VRT by another name",), "slice": ("three slices", "one slice")}
+"""Words of the reason, and where they must stand."""
 
 
 def _cut(path: Path) -> None:
@@ -73,8 +91,8 @@ def test_a_broken_input_ends_in_one_clear_line(run: Run, tmp_path: Path, name: s
     assert err.count("\n") <= 2
     assert "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == before
-    if name == "remote":
-        assert "remote" in err
+    for word, names in SAID.items():
+        assert (word in err) or name not in names
 
 
 USAGE: dict[str, tuple[list[str], int]] = {
@@ -82,6 +100,8 @@ USAGE: dict[str, tuple[list[str], int]] = {
     "absurd scale": (["--scale", "100x1x1"], 2),
     "scale that is no number": (["--scale", "big"], 2),
     "scale with too many axes": (["--scale", "2x2"], 2),
+    "an axis twice": (["--scale", "z=2,z=3"], 2),
+    "an impossible thickness": (["--slice-thickness", "50"], 2),
     "spacing and scale": (["--scale", "2", "--spacing", "1"], 2),
     "coarser spacing": (["--spacing", "9x1x1"], 2),
     "its own grid": (["--scale", "1"], 2),
@@ -166,3 +186,68 @@ def test_cuda_asked_for_and_absent(run: Run, thick: Path, tmp_path: Path) -> Non
     code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--device", "cuda", "--model", "floor")
     assert code == 2
     assert "CUDA" in err
+
+
+def test_the_folder_of_three_slices_is_refused_as_the_volume_is(run: Run, tmp_path: Path) -> None:
+    folder = Series(slices=3, rows=16, columns=18).write(tmp_path / "in")
+    code, _, err = run("upscale", folder, tmp_path / "o.nii.gz", "--model", "floor")
+    assert code == 3
+    assert "has 3 slices" in err
+    code, _, err = run("upscale", folder, tmp_path / "o.nii.gz", "--model", "floor", "--scale", "1x2x2", "--quiet")
+    assert code == 0, err
+
+
+def test_swapped_arguments_of_verify_are_recognised(run: Run, thick: Path, tmp_path: Path) -> None:
+    run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
+    code, _, err = run("verify", thick, "--against", tmp_path / "o.nii.gz", "--quiet")
+    assert code == 2
+    assert "swapped" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("upscale", "{input}", "{folder}/o"), "one of .nii, .nii.gz, .tif, .tiff, .zarr."),
+        (("upscale", "{input}", ""), "no name"),
+        (("upscale", "{input}", "{folder}/o.nii", "--model", "latice-mri"), "Did you mean 'lattice-mri'?\n"),
+        (("evaluate", "--data", "{folder}/gone"), "gone"),
+        (("evaluate",), "TRUESCALE_DATA. See --help."),
+    ],
+)
+def test_what_is_wrong_is_named(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.delenv("TRUESCALE_DATA", raising=False)
+    code, _, err = run(*(a.format(input=thick, folder=tmp_path) for a in arguments))
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["upscale", "ingest", "sample"])
+def test_a_read_only_folder_is_named_as_such(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("pipelines.workspace.os.access", lambda _, mode: mode != os.W_OK)  # root may
+    arguments = {
+        "upscale": (thick, tmp_path / "o.nii.gz", "--model", "floor"),
+        "ingest": (thick, tmp_path / "o.zarr"),
+        "sample": ("head", tmp_path / "head.nii.gz"),
+    }[command]
+    code, _, err = run(command, *arguments)
+    assert code == 2
+    assert "cannot be written" in err
+    assert "space" not in err
+    assert "--resume" not in err
+
+
+def test_a_misspelt_keyword_names_the_function(thick: Path, tmp_path: Path) -> None:
+    import pipelines as ts
+
+    with pytest.raises(TypeError, match=r"upscale\(\)"):
+        ts.upscale(thick, tmp_path / "o.nii.gz", scal=2)  # type: ignore[call-arg]
+
+
+def test_small_amounts_are_not_zero() -> None:
+    amounts = {3_210_000_000: "3.21 GB", 45_600_000: "45.6 MB", 12_300: "12.3 KB", 17: "17 bytes"}
+    assert {n: bytes_text(n) for n in amounts} == amounts

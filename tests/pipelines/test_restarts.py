@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from pipelines import workspace
 from pipelines.errors import BudgetError, StoreError
+from pipelines.store import Ledger, Record, Store
 from tests.pipelines.files import Run, smooth
 
 
@@ -38,17 +40,6 @@ def test_a_folder_of_someone_else_is_left_alone(run: Run, thick: Path, tmp_path:
     (work / "notes.txt").write_text("mine")
     assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")[0] == 2
     assert (work / "notes.txt").read_text() == "mine"
-
-
-def test_two_runs_of_one_output_do_not_meet(run: Run, thick: Path, tmp_path: Path) -> None:
-    lock = tmp_path / "o.nii.gz.work.lock"
-    lock.write_text(str(os.getppid()))  # a process that lives
-    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
-    assert code == 2
-    assert "another run" in err
-    lock.write_text("999999999")  # one that does not
-    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")[0] == 0
-    assert not lock.exists()
 
 
 def test_resume_of_another_run_is_refused(run: Run, thick: Path, tmp_path: Path) -> None:
@@ -77,8 +68,6 @@ def test_a_full_disk_is_told_before_the_run(
 def test_a_disk_that_fills_up_leaves_a_run_to_resume(
     run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.store import Store
-
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
@@ -197,6 +186,60 @@ def test_a_failing_export_keeps_the_old_product_and_its_report(
     monkeypatch.setattr("srmed.nifti.os.fsync", full)
     assert run("upscale", thick, output, "--model", "floor", "--quiet", "--overwrite")[0] == 5
     assert (output.read_bytes(), (tmp_path / "o.nii.gz.report.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("name", ["plan.json", "ingest.json", "o.nii.gz.report.json"])
+def test_a_small_file_that_cannot_be_written_ends_cleanly(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    written = Path.write_text
+
+    def full(path: Path, text: str) -> int:
+        if name in path.name:
+            written(path, text[:10])
+            raise OSError(number, os.strerror(number))
+        return written(path, text)
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
+    assert code == 5, err
+    assert os.strerror(number) in err
+    left = {p.name for p in tmp_path.iterdir()} - {"t2.nii.gz", "t2.json"}
+    assert left == (set() if name == "plan.json" else {"o.nii.gz.work"})
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.undo()
+    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet", "--resume")[0] == 0
+
+
+def test_a_full_disk_under_the_ledger_leaves_a_run_to_resume(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipelines.store.os.fsync", full)
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
+    assert code == 5, err
+    assert "No space left" in err
+
+
+def test_the_latest_record_of_a_tile_counts_whichever_worker_wrote_it(tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path), "run")
+    ledger.append("worker-1", Record(0, "run", checksum=1))
+    ledger.append("worker-0", Record(0, "run", checksum=2))
+    assert ledger.records()[0].checksum == 2
+    ledger.append("worker-1", Record(0, "run", checksum=3))
+    assert ledger.records()[0].checksum == 3
+
+
+def test_tiles_that_a_rerun_discards_are_counted(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--work", tmp_path / "work", "--overwrite")
+    assert "discarded" not in run(*common)[2]
+    assert "discarded: 1; --resume" in run(*common)[2]
+    assert "discarded" not in run(*common, "--resume")[2]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(

@@ -297,6 +297,7 @@ def test_what_the_bands_say_is_carried_over(tmp_path: Path) -> None:
         assert after.tags(2) == {"WAVELENGTH": "842"}
         assert after.tags() == {
             "AREA_OR_POINT": "Area",
+            "OVR_RESAMPLING_ALG": "AVERAGE",  # as the product's own overviews are made
             "SENSOR": "x",
             "TIFFTAG_DATETIME": "2020:01:02 03:04:05",
             "TIFFTAG_XRESOLUTION": "144",

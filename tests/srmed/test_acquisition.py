@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.errors import GeometryError, InputError
+from pipelines.errors import GeometryError, InputError, UsageError
 from pipelines.grid import Frame, Grid
 from pipelines.image import IN_PLANE
 from srmed.acquisition import Stated, acquisition, known_modality, positive_number, read_sidecar
@@ -65,6 +65,13 @@ def test_a_zero_filled_stack_is_told() -> None:
     lines = acquisition(grid(2.5), 0, Stated("MR", 5.0, three_dimensional=True)).problems
     assert any("interpolated by the scanner" in line for line in lines)
     assert acquisition(grid(5.0), 0, Stated("MR", 5.0, three_dimensional=False)).problems == ()
+
+
+def test_a_thickness_that_cannot_be_is_put_down_to_who_said_it() -> None:
+    with pytest.raises(InputError, match="correct the header or the sidecar"):
+        acquisition(grid(5.0), 0, Stated("MR", 50.0))
+    with pytest.raises(UsageError, match="another --slice-thickness"):
+        acquisition(grid(5.0), 0, Stated("MR", 50.0, "told"))
 
 
 def test_few_slices_are_told() -> None:
