@@ -158,7 +158,7 @@ def _profile(layout: Layout) -> dict[str, Any]:
         "tiled": True,
         "blockxsize": _block(layout),
         "blockysize": _block(layout),
-        "interleave": "pixel",
+        "interleave": "band",  # overviews are made band by band: no block is decoded again for every band
         "compress": "deflate",
         "zlevel": 1,
         "photometric": photometric,
