@@ -16,8 +16,8 @@ from scipy.ndimage import minimum_filter
 
 from pipelines import interpolation
 from pipelines.degradation import Degradation, Profile, axis_matrix, width_in_fine
-from pipelines.errors import InputError
 from pipelines.grid import Box, Placement, fine_length
+from pipelines.labels import Samples, refuse_labels
 from pipelines.planning import Calibration, ChannelCalibration, Plan
 from pipelines.projection import stable_weight, stein_weight
 
@@ -42,23 +42,26 @@ RAYLEIGH_BLOCKS = 3
 BLOCK = 16
 """Side of the blocks, in-plane, that noise is estimated in."""
 
-QUIET_QUANTILE = 0.2
-"""Of the blocks' estimates: the quieter ones hold less texture."""
+PATCH = 7
+"""Side of the patches, in-plane, whose principal components are looked at."""
 
-QUIET_BIAS = 0.903
-"""That quantile over the true deviation on white noise, blocks of 14 x 14 coefficients (a test measures it)."""
+MOST_PATCHES = 40_000
+"""About: they are thinned out evenly where there are more."""
+
+FEWEST_PATCHES = 4 * PATCH**2
+"""Fewer say too little about their covariance."""
+
+EXPLAINED = 1.2
+"""The floor leaves no more than this many standard deviations of the noise on the windows."""
+
+ROUNDING = 12**-0.5
+"""Standard deviation of what rounding to whole numbers does."""
 
 FEWEST_COEFFICIENTS = 400
 """Their median absolute deviation is within 10 % of the noise; fewer say nothing."""
 
 MAD_PER_SIGMA = 0.6744897501960817
 """Median absolute deviation of a Gaussian over its standard deviation."""
-
-LABEL_VALUES = 2000
-"""At most so many different whole numbers, mostly equal to their neighbour, look like a label map."""
-
-LABEL_FLATNESS = 0.9
-"""Share of equal neighbours from which on they do."""
 
 
 def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDArray[np.bool_]]]) -> Calibration:
@@ -69,8 +72,8 @@ def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDAr
     for number, channel in enumerate(plan.channels):
         v = values[:, number].astype(np.float64)
         m = mask[:, number]
-        if channel.treatment != "nearest" and plan.model != "nearest":
-            refuse_labels(v, m, channel.name)
+        if channel.treatment != "nearest":
+            refuse_labels((v, m), plan.coarse.shape, _one_channel(read, number), channel.name)
         known = v[m]
         low, middle, high = np.quantile(known, [0.01, 0.5, 0.99]) if known.size else (0.0, 0.0, 0.0)
         if channel.treatment == "nearest":
@@ -84,6 +87,16 @@ def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDAr
         refined = channel.treatment == "network" and (most_noise is None or sigma / scale <= most_noise)
         channels.append(ChannelCalibration(float(middle), scale, sigma, method, weight, refined))
     return Calibration(tuple(channels))
+
+
+def _one_channel(
+    read: Callable[[Box], tuple[NDArray[np.floating], NDArray[np.bool_]]], number: int
+) -> Callable[[Box], Samples]:
+    def one(box: Box) -> Samples:
+        values, valid = read(box)
+        return values[number], valid[number]
+
+    return one
 
 
 def window_samples(
@@ -105,46 +118,30 @@ def windows(shape: tuple[int, ...]) -> Iterator[Box]:
             lengths.append(depth)
         else:
             length = min(n, side)
-            count = min(WINDOWS_PER_AXIS, max(1, n // length))
+            count = min(WINDOWS_PER_AXIS, -(-n // length))  # overlapping rather than leaving a side unseen
             starts.append(sorted({round(k * (n - length) / max(1, count - 1)) for k in range(count)}))
             lengths.append(length)
     for start in np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, len(shape)):
         yield Box(tuple(int(s) for s in start), tuple(int(s) + n for s, n in zip(start, lengths, strict=True)))
 
 
-def refuse_labels(values: NDArray[np.float64], valid: NDArray[np.bool_], name: str) -> None:
-    """Raise InputError if samples (window, ..., y, x) look like labels: few whole numbers in flat regions."""
-    known = values[valid]
-    known = known[known != 0]
-    if known.size < 500 or np.any(known != np.rint(known)):
-        return
-    count = len(np.unique(known))
-    flat = [_flatness(values, valid, axis) for axis in range(1, values.ndim)]
-    # every axis counts, so that a ramp is no label map; thick slices of labels differ more from slice to slice
-    if 1 < count <= LABEL_VALUES and min(flat[-2:]) >= LABEL_FLATNESS and min(flat) >= LABEL_FLATNESS / 2:
-        raise InputError(
-            what=f"channel {name} looks like a label map ({count} whole numbers in flat regions)",
-            why="labels have no values between them",
-            fix="use --model nearest to replicate them",
-        )
-
-
-def _flatness(values: NDArray[np.float64], valid: NDArray[np.bool_], axis: int) -> float:
-    """Share of equal neighbours along an axis, among pairs that are valid and not both 0."""
-    a, b = (np.moveaxis(values, axis, 0)[cut] for cut in (slice(1, None), slice(None, -1)))
-    m, n = (np.moveaxis(valid, axis, 0)[cut] for cut in (slice(1, None), slice(None, -1)))
-    pairs = m & n & ((a != 0) | (b != 0))
-    return float(np.mean((a == b)[pairs])) if pairs.any() else 0.0
-
-
 def noise_sigma(values: NDArray[np.float64], valid: NDArray[np.bool_], *, rician: bool) -> tuple[float, str]:
     """(standard deviation of the noise in input units, how it was found) from windows (window, ..., y, x).
 
     rician: magnitude MR, whose background is Rayleigh: believed where four estimates of it agree. Else, and where they
-    do not: the median absolute deviation (Donoho and Johnstone 1994) of the finest diagonal band in the quieter blocks,
-    with the high-pass [1 -2 1] of the 5/3 wavelet; a Haar band lets more texture through (1.2 to 2 times the noise on
-    Sentinel-2). Error on known noise: see tests.
+    do not: the least principal component of small patches (Pyatykh, Hesser and Zheng 2013), for in some direction the
+    image is flat and only noise is left. Between holes: the median absolute deviation (Donoho and Johnstone 1994) of
+    the diagonal band of the 5/3 wavelet. Whole numbers have at least the noise of rounding. Error on known noise: see
+    tests and `tests/bench/bench_noise.py`.
     """
+    sigma, method = _noise_found(values, valid, rician=rician)
+    known = values[valid]
+    if sigma > 0 and sigma < ROUNDING and np.all(known == np.rint(known)):
+        return ROUNDING, "rounding to whole numbers"
+    return sigma, method
+
+
+def _noise_found(values: NDArray[np.float64], valid: NDArray[np.bool_], *, rician: bool) -> tuple[float, str]:
     blocks, whole = _blocks(values, valid)
     if rician and len(blocks):
         estimates = np.stack(
@@ -164,16 +161,40 @@ def noise_sigma(values: NDArray[np.float64], valid: NDArray[np.bool_], *, rician
             reference = float(np.median(estimates[3][agreed]))
             alike = positive & (ratio <= RAYLEIGH_AGREEMENT) & (estimates[3] < 1.25 * reference)
             return float(np.median(estimates[3][alike])), "background (Rayleigh)"
-    diagonal = _diagonal(blocks)
-    informative = whole & (np.ptp(blocks, axis=(1, 2)) > 0) & ((blocks == 0).mean(axis=(1, 2)) < 0.1)
-    if not informative.any():  # so many holes that no block is whole: every coefficient that sees none
-        seen = minimum_filter(valid, (1,) * (valid.ndim - 2) + (3, 3))[..., 1:-1, 1:-1]
-        known = _diagonal(values)[seen & (values != 0)[..., 1:-1, 1:-1]]
-        if np.count_nonzero(known) < FEWEST_COEFFICIENTS:
-            return 0.0, "none"
-        return float(np.median(np.abs(known)) / MAD_PER_SIGMA), "wavelet (diagonal band between holes)"
-    deviation = np.median(np.abs(diagonal[informative]), axis=(1, 2)) / MAD_PER_SIGMA
-    return float(np.quantile(deviation, QUIET_QUANTILE) / QUIET_BIAS), "wavelet (diagonal band)"
+    patches = _patches(values, valid)
+    if len(patches) >= FEWEST_PATCHES:
+        return _least_component(patches), "least principal component"
+    # so many holes that few patches are whole: every coefficient that sees none
+    seen = minimum_filter(valid, (1,) * (valid.ndim - 2) + (3, 3))[..., 1:-1, 1:-1]
+    diagonal = _diagonal(values)[seen & (values != 0)[..., 1:-1, 1:-1]]
+    if np.count_nonzero(diagonal) < FEWEST_COEFFICIENTS:
+        return 0.0, "none"
+    return float(np.median(np.abs(diagonal)) / MAD_PER_SIGMA), "wavelet (diagonal band between holes)"
+
+
+def _least_component(patches: NDArray[np.float64]) -> float:
+    """Standard deviation along the least principal component of (n, d), free of the bias of a sample's least one."""
+    count, directions = patches.shape
+    variances = np.maximum(np.linalg.eigvalsh(np.cov(patches.T)), 0.0)
+    spread = np.sqrt(directions / count)
+    # of white noise the sample variances lie between (1 - spread)^2 and (1 + spread)^2 (Marchenko and Pastur 1967)
+    flat = np.count_nonzero(variances <= variances[0] * ((1 + spread) / (1 - spread)) ** 2)
+    return float(np.sqrt(variances[0]) / (1 - np.sqrt(flat / count)))
+
+
+def _patches(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """In-plane patches (n, PATCH * PATCH) that are valid, not constant and not background."""
+    if min(values.shape[-2:]) < PATCH:
+        return np.zeros((0, PATCH**2))
+    step = max(1, round((values.size / MOST_PATCHES) ** 0.5))
+
+    def cut(array: NDArray[Any]) -> NDArray[Any]:
+        views = np.lib.stride_tricks.sliding_window_view(array, (PATCH, PATCH), axis=(-2, -1))
+        return views[..., ::step, ::step, :, :].reshape(-1, PATCH**2)
+
+    patches: NDArray[np.float64] = cut(values)
+    kept = cut(valid).all(axis=1) & (np.ptp(patches, axis=1) > 0) & ((patches == 0).mean(axis=1) < 0.1)
+    return np.asarray(patches[kept], np.float64)
 
 
 def _diagonal(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -197,7 +218,7 @@ def _blocks(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> tuple[NDAr
 
 
 def _weight(plan: Plan, channel: int, values: NDArray[np.float64], valid: NDArray[np.bool_], sigma: float) -> float:
-    """The `l` of least Stein risk on the windows; the least stable one for clean data."""
+    """The `l` of least Stein risk on the windows that explains them; the least stable one for clean data."""
     least = stable_weight(plan.degradation(channel))
     if sigma == 0:
         return least
@@ -219,8 +240,10 @@ def _weight(plan: Plan, channel: int, values: NDArray[np.float64], valid: NDArra
     model = Degradation(shape, fine_shape, tuple(matrices))
     whole = valid.reshape(len(valid), -1).mean(axis=1) > 0.8
     chosen = values[whole] if whole.any() else values
-    weights, risk = stein_weight(chosen, model, tuple(splines), sigma)
-    return max(least, float(weights[int(np.argmin(risk))]))
+    weights, risk, residual = stein_weight(chosen, model, tuple(splines), sigma)
+    explained = residual <= EXPLAINED * sigma
+    explained[0] = True  # the least weight, if even that leaves more
+    return max(least, float(weights[int(np.argmin(np.where(explained, risk, np.inf)))]))
 
 
 def _window_place(place: Placement, length: int) -> Placement:

@@ -41,15 +41,18 @@ def resolve(
             why="there is nothing to super-resolve",
             fix="give --scale, or a --spacing finer than the input's",
         )
+    card = _card(header, places, request, warnings)
+    replicated = card.name == "nearest"
+    if replicated:  # copies samples, however thick the slices
+        warnings = [w for w in warnings if "slice thickness" not in w]
     axis = header.slice_axis
-    if axis is not None and places[axis].changed and header.grid.shape[axis] < MIN_SLICES:
+    if axis is not None and places[axis].changed and header.grid.shape[axis] < MIN_SLICES and not replicated:
         count = header.grid.shape[axis]
         raise InputError(
             what=f"the volume has {count} slice{'s' if count > 1 else ''}",
             why=f"fewer than {MIN_SLICES} hold next to nothing about what lies between them",
             fix="give the whole stack, or refine in-plane only (like --scale z=1,y=2,x=2)",
         )
-    card = _card(header, places, request, warnings)
     told = request.told
     for place in places:
         if (
@@ -63,7 +66,7 @@ def resolve(
         _channel_plan(header, number, channel, card, request, places, told)
         for number, channel in enumerate(header.channels)
     )
-    if axis is not None and places[axis].changed and told == Told():
+    if axis is not None and places[axis].changed and told == Told() and not replicated:
         thickness = header.facts.get("thickness_mm")
         if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):
             warnings.append("the slice thickness is assumed to equal the slice spacing; tell it with --slice-thickness")
@@ -175,7 +178,12 @@ def _refuse_absurd(factor: Factor, grid: Grid) -> None:
 
 
 def _card(header: Header, places: Sequence[Placement], request: Request, warnings: list[str]) -> ModelCard:
-    """The model asked for, or the best one that fits; a network that does not fit is refused with the reason."""
+    """The model asked for, or the best one that fits; a network that does not fit is refused with the reason.
+
+    Without an image channel it is `nearest`, whatever was asked: that is what will happen.
+    """
+    if all(channel.kind != "image" for channel in header.channels):
+        return cards.find("nearest")
     refusal = header.facts.get("refuse_networks")
     if request.model is not None:
         card = cards.find(request.model)
@@ -245,7 +253,8 @@ def _channel_plan(
     image = channel.kind == "image"
     profiles = header.profiles(number, told)
     spec = tuple(str(p) if place.changed else "same" for p, place in zip(profiles, places, strict=True))
-    treatment = "nearest" if not image else "network" if card.network else "interpolate"
+    replicated = not image or card.name == "nearest"
+    treatment = "nearest" if replicated else "network" if card.network else "interpolate"
     return ChannelPlan(
         channel.name, treatment, spec, channel.noise_model, image and card.project and request.consistency
     )

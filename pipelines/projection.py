@@ -19,6 +19,9 @@ from pipelines.degradation import Degradation, along, well_conditioned
 ILL_CONDITIONED_WEIGHT = 1e-4
 """Least `l`, over the largest eigenvalue, where slices overlap so much that A A^T cannot be inverted."""
 
+AMPLIFIED = 1e-4
+"""Eigenvalues below this share of the largest count as this in the risk: hardly seen, they would outweigh the rest."""
+
 NULL = 1e-13
 """Eigenvalues below this share of the largest belong to empty rows."""
 
@@ -143,11 +146,13 @@ def stein_weight(
     degradation: Degradation,
     interpolations: tuple[sparse.csr_array | None, ...],
     noise_sigma: float,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Stein's unbiased risk of the degraded floor for a scan of weights: (weights, risk), smaller is better.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Stein's unbiased risk of the floor for a scan of weights: (weights, risk, rms of y - A x'), smaller is better.
 
     observed: (..., *coarse) windows with noise of standard deviation `noise_sigma`; interpolations: the cubic matrix of
-    each axis or None. risk(l) = mean((y - A x')^2) + 2 n^2 tr(H) / M with H = A W + K (K + l I)^-1 (I - A W).
+    each axis or None. The risk is that of the fine image, as far as A sees it (Eldar 2009): with e = y - A x',
+    risk(l) = (e^T K^-1 e + 2 n^2 tr(K^-1 H)) / M + constant, H = A W + K (K + l I)^-1 (I - A W), K = A A^T. Without
+    K^-1 it would be that of the degraded image, where the noise that K^-1 amplifies hardly shows: `l` is too small.
     """
     axes = degradation.changed
     offset = observed.ndim - len(degradation.coarse_shape)
@@ -168,16 +173,16 @@ def stein_weight(
     power = np.mean(r * r, axis=power_axes)  # mean square per eigenvector
     d: NDArray[np.float64] = np.ones(())
     b: NDArray[np.float64] = np.ones(())
-    trace = 1.0
     for spectrum, s in zip(spectra, seen, strict=True):
         d = np.multiply.outer(d, spectrum.values)
         b = np.multiply.outer(b, np.einsum("ij,ij->j", spectrum.vectors, s @ spectrum.vectors))
-        trace *= float(np.trace(s))
+    amplified = 1 / np.maximum(d, AMPLIFIED * d.max())
     weights = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 57) * float(d.max())])
     weights = np.unique(np.maximum(weights, stable_weight(degradation)))
-    risk = []
+    risk, residual = [], []
     for weight in weights:
         kept = weight / (d + weight) if weight > 0 else np.zeros_like(d)
-        degrees = trace + float(np.sum((1 - kept) * (1 - b)))
-        risk.append(float(np.mean(kept**2 * power)) + 2 * noise_sigma**2 * degrees / d.size)
-    return weights, np.array(risk)
+        degrees = b + (1 - kept) * (1 - b)
+        residual.append(float(np.sqrt(np.mean(kept**2 * power))))
+        risk.append(float(np.mean((kept**2 * power + 2 * noise_sigma**2 * degrees) * amplified)))
+    return weights, np.array(risk), np.array(residual)

@@ -214,7 +214,7 @@ def describe_report(report: RunReport, told: Sequence[str] = ()) -> str:
 
     total = report.seconds.get("total", sum(report.seconds.values()))
     if report.consistency_rmse is None:
-        explained = "nothing to compare"
+        explained = "replicated, nothing to compare" if report.model == "nearest" else "nothing to compare"
     elif report.consistency_over_noise is None:
         explained = f"residual {report.consistency_rmse:.3g} in input units (noise taken as 0)"
     elif report.consistency_over_noise > EXPLAINED:

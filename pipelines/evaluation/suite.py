@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipelines import card as cards
 from pipelines.errors import UsageError
 from pipelines.evaluation import metrics
-from pipelines.evaluation.cases import Case, Condition, Truth, conditions, simulate, truths
+from pipelines.evaluation.cases import NOISE, Case, Condition, Truth, conditions, simulate, truths
 from pipelines.evaluation.tables import PLAIN, Score, Tables, tables
 from pipelines.grid import Factor
 from pipelines.image import Header
@@ -151,7 +151,15 @@ def _score(case: Case, card: cards.ModelCard, restore: Restore) -> Score:
         values={**values, "seconds": seconds},
         bands={band: float(value) for band, value in bands},
         apart=case.header.modality == "CT",
+        over_noise=_over_noise(case, compared.residual) if case.condition.noisy else {},
     )
+
+
+def _over_noise(case: Case, residual: NDArray[np.float64]) -> dict[str, float]:
+    """Per band: the root mean square of measured - degraded product over the true noise."""
+    sigma = NOISE[case.condition.domain] * case.truth.peaks
+    rms = np.sqrt(np.nanmean(np.square(residual), axis=tuple(range(1, residual.ndim))))
+    return {c.name: float(r) for c, r in zip(case.header.channels, rms / sigma, strict=True)}
 
 
 def comparison(case: Case, product: NDArray[np.float64]) -> metrics.Comparison:

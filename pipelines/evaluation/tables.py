@@ -24,7 +24,11 @@ DIGITS = {"psnr": 2, "ssim": 4, "hfen": 4, "rmse": 2, "sre": 2, "sam": 3, "ergas
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One image, one condition, one method. bands: band -> peak signal-to-noise ratio [dB]; apart: shown apart (CT)."""
+    """One image, one condition, one method.
+
+    bands: band -> peak signal-to-noise ratio [dB]; apart: shown apart (CT); over_noise: band -> residual over the true
+    noise, empty without noise.
+    """
 
     domain: str
     condition: str
@@ -34,6 +38,7 @@ class Score:
     values: dict[str, float]
     bands: dict[str, float]
     apart: bool = False
+    over_noise: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,8 @@ class Row:
     """One method in a table.
 
     gains: metric -> Gain, empty for the floor; worst_band: its name and its gain over the floor [dB]; over_cubic: the
-    band or volume least above cubic, and by how much [dB].
+    band or volume least above cubic, and by how much [dB]; over_noise: the one with the largest residual over its
+    noise.
     """
 
     model: str
@@ -61,6 +67,7 @@ class Row:
     gains: dict[str, Gain] = field(default_factory=dict)
     worst_band: tuple[str, float] | None = None
     over_cubic: tuple[str, float] | None = None
+    over_noise: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +128,11 @@ def _table(domain: str, condition: str, scores: list[Score]) -> Table:
         columns = own[0].values
         values = {k: _mean([m[k] for m in means.values()]) for k in columns}
         if name == "floor" or not floor:
-            rows.append(Row(name, values))
+            over_cubic = _worst_band(own, cubic) if name == "floor" else None
+            rows.append(Row(name, values, over_cubic=over_cubic, over_noise=_most_over_noise(own)))
             continue
         gains = _gains(means, _means(floor), columns)
-        rows.append(Row(name, values, gains, _worst_band(own, floor), _worst_band(own, cubic)))
+        rows.append(Row(name, values, gains, _worst_band(own, floor), _worst_band(own, cubic), _most_over_noise(own)))
     apart = tuple(dict.fromkeys(s.subject for s in scores if s.apart))
     return Table(domain, condition, len(floor), subjects, apart, tuple(rows))
 
@@ -172,6 +180,12 @@ def _worst_band(own: list[Score], floor: list[Score]) -> tuple[str, float] | Non
     return None if worst is None else (worst, found[worst])
 
 
+def _most_over_noise(own: list[Score]) -> tuple[str, float] | None:
+    found = {f"{s.subject} {s.image} {band}": value for s in own for band, value in s.over_noise.items()}
+    most = max(found, key=lambda k: found[k], default=None)
+    return None if most is None else (most, found[most])
+
+
 def _text(table: Table) -> str:
     present = table.rows[0].values
     columns = [c for c in (MEDICAL if table.domain == "med" else IMAGERY) if c in present] + ["seconds"]
@@ -187,7 +201,7 @@ def _text(table: Table) -> str:
             cells += [f"{gain.worst:+.2f} {gain.worst_subject}"]
         lines.append(cells)
     heading = f"{table.condition}  ({table.images} images, {len(table.subjects)} {who})"
-    notes = [note for row in table.rows if row.model not in PLAIN for note in _notes(table, row)]
+    notes = [note for row in table.rows for note in _notes(table, row)]
     return "\n".join([heading, *_aligned(lines), *notes])
 
 
@@ -196,10 +210,17 @@ PLAIN = ("nearest", "linear", "cubic", "floor")
 
 
 def _notes(table: Table, row: Row) -> list[str]:
-    """Each subject's gain of a network, the mean without those shown apart, and its worst band."""
+    """Each subject's gain of a network, the mean without those shown apart, and its worst band; the floor's own."""
+    if row.model in PLAIN and row.model != "floor":
+        return []
+    own = []
+    if row.over_cubic:
+        own.append(f"  {row.model}: least above cubic {row.over_cubic[1]:+.2f} dB, {row.over_cubic[0]}")
+    if row.over_noise:
+        own.append(f"  {row.model}: residual up to {row.over_noise[1]:.2f} of the noise, {row.over_noise[0]}")
     gain = row.gains.get("psnr")
     if gain is None:
-        return []
+        return own
     each = ", ".join(f"{s} {d:+.2f}{' (apart)' if s in table.apart else ''}" for s, d in gain.subjects.items())
     notes = [f"  {row.model}: {each}"]
     rest = [d for s, d in gain.subjects.items() if s not in table.apart]
@@ -207,9 +228,7 @@ def _notes(table: Table, row: Row) -> list[str]:
         notes.append(f"  {row.model}: without {', '.join(table.apart)} {_mean(rest):+.2f} dB, worst {min(rest):+.2f}")
     if row.worst_band and table.domain == "geo":
         notes.append(f"  {row.model}: worst band {row.worst_band[1]:+.2f} dB, {row.worst_band[0]}")
-    if row.over_cubic:
-        notes.append(f"  {row.model}: least above cubic {row.over_cubic[1]:+.2f} dB, {row.over_cubic[0]}")
-    return notes
+    return notes + own
 
 
 def _number(value: float, column: str) -> str:
@@ -255,6 +274,7 @@ def _plain(table: Table) -> dict[str, Any]:
                 "least_over_cubic": list(row.over_cubic)
                 if row.over_cubic and math.isfinite(row.over_cubic[1])
                 else None,
+                "most_over_noise": list(row.over_noise) if row.over_noise else None,
                 "worst_band": list(row.worst_band) if row.worst_band and math.isfinite(row.worst_band[1]) else None,
             }
             for row in table.rows

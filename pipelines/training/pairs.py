@@ -355,7 +355,7 @@ def _floor(
             cubic = along(w, cubic, axis)
     weight = stable_weight(degradation)
     if sigma > 0:
-        weights, risk = stein_weight(observed, degradation, interpolations, sigma)
+        weights, risk, _ = stein_weight(observed, degradation, interpolations, sigma)
         weight = max(weight, float(weights[int(np.argmin(risk))]))
     spectra = [Spectrum.of(m) for m in degradation.matrices if m is not None]
     twin = Twin.of(degradation, weight, spectra)

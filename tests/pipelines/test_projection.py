@@ -112,7 +112,7 @@ def test_steins_weight_is_close_to_the_best_of_a_scan(noise: float) -> None:
     x = _scene(fine.shape, 1.2)
     y = a.forward(x) + noise * RNG.normal(size=grid.shape)
     spline = interpolation.matrix(placements(grid, fine)[0], "cubic")
-    weights, risk = stein_weight(y[None], a, (spline, None, None), noise)
+    weights, risk, _ = stein_weight(y[None], a, (spline, None, None), noise)
     chosen = weights[np.argmin(risk)]
     estimate = interpolate(y, placements(grid, fine), "cubic")
 
@@ -121,3 +121,23 @@ def test_steins_weight_is_close_to_the_best_of_a_scan(noise: float) -> None:
 
     best = min(error_db(w) for w in weights)
     assert error_db(chosen) <= best + 0.15
+
+
+@pytest.mark.parametrize("smooth", [1.0, 2.0, 4.0])
+def test_on_a_smooth_image_the_noise_is_not_amplified_for_what_cubic_has_already(smooth: float) -> None:
+    grid = Grid("yx", (64, 64), np.eye(3))
+    fine = grid.rescaled(Factor((Fraction(2), Fraction(2))))
+    a = Degradation.between(grid, fine, [Profile("mtf", 0.3)] * 2)
+    x, noise = _scene(fine.shape, smooth), 0.012
+    y = a.forward(x) + noise * RNG.normal(size=grid.shape)
+    places = placements(grid, fine)
+    splines = (interpolation.matrix(places[0], "cubic"), interpolation.matrix(places[1], "cubic"))
+    weights, risk, residual = stein_weight(y[None], a, splines, noise)
+    cubic = interpolate(y, places, "cubic")
+
+    def error_db(weight: float) -> float:
+        return float(10 * np.log10(np.mean((project(cubic, y, a, weight=weight).image - x) ** 2)))
+
+    chosen = int(np.argmin(risk))
+    assert error_db(weights[chosen]) <= min(error_db(w) for w in weights[::3]) + 0.1
+    assert residual[chosen] == pytest.approx(project(cubic, y, a, weight=weights[chosen]).after.rms, rel=1e-6)

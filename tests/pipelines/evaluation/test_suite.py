@@ -161,6 +161,18 @@ def test_noise_has_the_strength_of_the_protocol_and_is_the_same_for_every_method
     assert spread == pytest.approx(3 / 255 * truth.peaks, rel=0.1)
 
 
+def test_tables_with_noise_say_what_the_floor_leaves_of_it_and_gains_over_cubic(result):
+    for table in result.tables:
+        floor = next(r for r in table.rows if r.model == "floor")
+        assert floor.over_cubic is not None
+        assert (floor.over_noise is not None) == ("noisy" in table.condition)
+        if floor.over_noise is not None:
+            assert 0 < floor.over_noise[1] < 2
+    text = result.to_text()
+    assert "floor: residual up to" in text
+    assert "floor: least above cubic" in text
+
+
 @settings(max_examples=40)
 @given(
     st.tuples(*[st.integers(9, 40)] * 3),

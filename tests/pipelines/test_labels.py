@@ -1,0 +1,189 @@
+"""Label maps are refused, images are not, however few values either has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pipelines import formats
+from pipelines.calibration import windows
+from pipelines.errors import InputError
+from pipelines.grid import Box
+from pipelines.labels import census, refuse_labels
+from pipelines.samples import head, landscape
+from tests.pipelines.files import Run, write_raster
+
+
+def looks_like_labels(image: np.ndarray, valid: np.ndarray | None = None) -> bool:
+    known = np.isfinite(image) if valid is None else valid
+
+    def read(box: Box) -> tuple[np.ndarray, np.ndarray]:
+        return image[box.slices], known[box.slices]
+
+    parts = [read(box) for box in windows(image.shape)]
+    try:
+        refuse_labels((np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])), image.shape, read, "b1")
+    except InputError:
+        return True
+    return False
+
+
+def classes(image: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of the nearest of `count` means, as a segmentation by intensity gives them (Lloyd 1982)."""
+    means = np.unique(np.quantile(image, (np.arange(count) + 0.5) / count))
+    for _ in range(8):
+        near = np.searchsorted((means[1:] + means[:-1]) / 2, image)
+        means = np.unique([image[near == k].mean() for k in range(len(means)) if np.any(near == k)])
+    return np.searchsorted((means[1:] + means[:-1]) / 2, image)
+
+
+@pytest.fixture(scope="module")
+def scan() -> np.ndarray:
+    """The sample head, with its noise: (z, y, x)."""
+    source = head.head().input
+    return source.read(Box.whole(source.header.grid.shape))[0]
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    source = landscape.landscape().input
+    return source.read(Box.whole(source.header.grid.shape))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6, 8])
+def test_tissue_maps_ragged_by_noise_are_labels(scan: np.ndarray, count: int) -> None:
+    tissue = classes(scan, count)
+    assert looks_like_labels(tissue.astype(float))
+    codes = np.array([0, 41, 3, 17, 2, 54, 10, 251, 77, 12])  # as atlases number them
+    assert looks_like_labels(codes[tissue].astype(float))
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_land_cover_is_labels(scene: np.ndarray, count: int) -> None:
+    smooth = ndimage.gaussian_filter(scene[0], 1.0)  # a classifier sees the neighbourhood
+    codes = np.array([10, 80, 40, 60, 30, 50, 20, 90])
+    assert looks_like_labels(codes[classes(smooth, count)].astype(float))
+
+
+def test_a_parcellation_of_many_regions_is_labels() -> None:
+    seeds = np.random.default_rng(2).uniform(0, 60, (60, 3))
+    grid = np.stack(np.meshgrid(*[np.arange(60)] * 3, indexing="ij"), axis=-1)
+    apart = [np.sum((grid - seed) ** 2, axis=-1) for seed in seeds]
+    assert looks_like_labels((1 + np.argmin(apart, axis=0)).astype(float))
+
+
+def test_a_mask_that_no_window_sees_is_labels() -> None:
+    mask = np.zeros((60, 300, 300))
+    mask[2:5, 60:64, 60:64] = 1
+    assert looks_like_labels(mask)
+
+
+@pytest.mark.parametrize("levels", [32, 64, 256])
+def test_quantised_images_are_no_labels(scan: np.ndarray, scene: np.ndarray, levels: int) -> None:
+    for image in (scan, *scene):
+        coarse = np.floor(image / (np.quantile(image, 0.999) + 1) * levels)
+        assert not looks_like_labels(np.clip(coarse, 0, levels - 1))
+
+
+def test_a_scan_in_front_of_a_large_constant_background_is_no_label_map(scan: np.ndarray) -> None:
+    whole = np.round(scan / 8)
+    for background in (0, -1024, 255):
+        padded = np.full((len(whole), 300, 300), float(background))
+        padded[:, 120:180, 120:180] = whole[:, 100:160, 100:160]
+        assert not looks_like_labels(padded)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.5, 3.0])
+def test_nothing_but_noise_of_few_levels_is_no_label_map(sigma: float) -> None:
+    noise = np.rint(100 + np.random.default_rng(1).normal(0, sigma, (300, 300)))
+    assert not looks_like_labels(noise)
+
+
+def test_a_ramp_is_no_label_map() -> None:
+    assert not looks_like_labels(np.broadcast_to(np.arange(40.0)[:, None, None], (40, 60, 60)))
+
+
+@pytest.mark.parametrize(("count", "refused"), [(1900, True), (2100, False)])
+def test_many_whole_numbers_in_flat_regions_are_an_image(count: int, refused: bool) -> None:
+    cells = np.arange(1, 32 * 128 + 1).reshape(32, 128) % count + 1
+    values = np.repeat(np.repeat(cells, 12, 0), 12, 1).astype(float)
+    assert census([(values, np.ones(values.shape, bool))], 2).labels is refused
+
+
+def test_random_order_has_no_flatness() -> None:
+    noise = np.random.default_rng(3).integers(0, 5, (200, 200)).astype(float)
+    found = census([(noise, np.ones(noise.shape, bool))], 2)
+    assert found.count == 5
+    assert np.abs(found.flatness).max() < 0.02
+
+
+def test_invalid_samples_are_not_counted() -> None:
+    values = np.where(np.arange(90_000).reshape(300, 300) % 2, 0.5, 7.0)
+    values[:, 150:] = 8.0
+    valid = values == np.rint(values)
+    assert census([(values, valid)], 2).count == 2
+
+
+def _tissue_file(path: Path, scan: np.ndarray) -> Path:
+    tissue = classes(scan, 4)[:, 60:140, 60:140].astype(np.uint8)
+    image = nib.Nifti1Image(tissue.transpose(2, 1, 0), np.diag([1, 1, 4, 1]))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+    return path
+
+
+def test_a_tissue_map_of_a_neutral_name_is_refused_unless_replicated(
+    run: Run, tmp_path: Path, scan: np.ndarray
+) -> None:
+    path = _tissue_file(tmp_path / "volume1.nii.gz", scan)
+    for model in ([], ["--model", "floor"], ["--model", "cubic"]):
+        code, _, err = run("upscale", path, tmp_path / "o.nii.gz", "--scale", "2x1x1", *model)
+        assert code == 3
+        assert "label map" in err
+    assert not (tmp_path / "o.nii.gz").exists()
+    code, out, err = run("upscale", path, tmp_path / "o.nii.gz", "--scale", "2x1x1", "--model", "nearest", "--json")
+    assert code == 0
+    assert "thickness" not in err
+    report = json.loads(out)
+    assert report["model"] == "nearest"
+    assert not report["warnings"]
+    given, product = (np.asarray(nib.load(p).dataobj) for p in (path, tmp_path / "o.nii.gz"))
+    assert np.array_equal(product, np.repeat(given, 2, axis=2))
+
+
+def test_a_label_map_known_by_name_is_replicated_and_says_so(run: Run, tmp_path: Path, scan: np.ndarray) -> None:
+    path = _tissue_file(tmp_path / "head_dseg.nii.gz", scan)
+    code, out, err = run("upscale", path, tmp_path / "o.nii.gz", "--json")
+    assert code == 0
+    assert json.loads(out)["model"] == "nearest"
+    assert "by nearest" in err
+    assert "thickness" not in err + out.split('"facts"')[0]
+    assert run("plan", path, tmp_path / "p.nii.gz")[1].count("nearest") == 1
+
+
+def test_a_band_of_classes_among_images_is_refused(run: Run, tmp_path: Path, scene: np.ndarray) -> None:
+    cover = classes(ndimage.gaussian_filter(scene[0], 1.0), 6)
+    path = write_raster(tmp_path / "stack.tif", np.stack([scene[0], cover]).astype(np.uint16))
+    code, _, err = run("upscale", path, tmp_path / "o.tif", "--model", "floor")
+    assert code == 3
+    assert "band 2" in err
+
+
+@pytest.mark.data
+def test_no_real_image_is_taken_for_labels(data: Path) -> None:
+    taken = []
+    for path in sorted([*data.glob("med/volumes/train/*.nii.gz"), *data.glob("geo/scenes/train/*/*.tif")]):
+        with formats.open_source(path) as source:
+            values = source.read(Box.whole(source.header.grid.shape))
+            for channel, samples in zip(source.header.channels, values, strict=True):
+                corner = samples[..., -100:, -100:]  # crops of water and sand have few values
+                for image in (samples, corner) if channel.kind == "image" else ():
+                    known = np.isfinite(image)
+                    if looks_like_labels(np.where(known, image, 0), known):
+                        taken.append(f"{path.name} {channel.name} {image.shape}")
+    assert not taken
