@@ -90,6 +90,14 @@ class ModelCard:
         return {"through-plane": "thick slices to thin", "image": "finer pixels"}.get(self.axes, "super-resolution")
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of all of the card that may change a product."""
+        data = self.to_json()
+        for told in ("trained_on", "licence", "figures", "training", "notes", "bytes_per_sample", "bytes_fixed"):
+            data.pop(told)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    @property
     def weights(self) -> Path | None:
         """The safetensors file, None without a network."""
         return self.folder / self.weights_file if self.folder and self.weights_file else None

@@ -82,6 +82,7 @@ def resolve(
         model=card.id if card.network else card.name,
         card_path=request.model if request.model and request.model.endswith(".json") else "",
         weights_sha256=card.sha256 or None,
+        card_sha256=card.digest,
         noise=parse_noise(request.noise),
         shard=(),
         predicted_bytes=0,

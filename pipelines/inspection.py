@@ -180,6 +180,7 @@ def check(
         channels.append(
             {
                 **_numbers(names[c], result.inner.total(c), sigma),
+                "lag1_correlation": result.inner.correlation(c),
                 "beside_holes": _numbers(names[c], result.beside.total(c), sigma),
                 "noise_sigma": sigma,
                 "noise_method": method,

@@ -50,6 +50,7 @@ class Plan:
     channels: tuple[ChannelPlan, ...]
     model: str
     weights_sha256: str | None
+    card_sha256: str
     noise: str | float
     shard: tuple[int, ...]
     predicted_bytes: int
@@ -214,7 +215,8 @@ class Calibration:
 
 def cover(plan: Plan, card: ModelCard, shard: Sequence[int]) -> Cover:
     """Tiles of `shard` fine samples with the halos of the projection, the interpolation and the network."""
-    models = [plan.degradation(c) for c in range(len(plan.channels))]
+    models = list({channel.spec: plan.degradation(c) for c, channel in enumerate(plan.channels)}.values())
+    reaches = [model.reach for model in models]
     projected = any(channel.project for channel in plan.channels)
     changed = [place.changed for place in plan.places]
     halo = card.reach(changed)
@@ -225,7 +227,7 @@ def cover(plan: Plan, card: ModelCard, shard: Sequence[int]) -> Cover:
                 place,
                 shard[a],
                 support=max(m.support[a] for m in models) if projected else 0,
-                reach=max(m.reach[a] for m in models) if projected else 0,
+                reach=max(reach[a] for reach in reaches) if projected else 0,
                 halo=max(PREFILTER_REACH + 3 if place.changed else 0, halo[a]),
                 multiple_of=_multiple_of(card, changed[a], a),
             )

@@ -22,7 +22,8 @@ from pipelines.verification import Verification
 class ChannelResult:
     """Consistency of one channel. rmse in input units; over_noise: null where the noise is 0.
 
-    rmse counts the samples that see only valid ones; rmse_beside_holes the others, compared with what they see.
+    rmse counts the samples that see only valid ones; rmse_beside_holes the others, compared with what they see;
+    lag1_correlation: of the residual and its neighbour along the fastest axis.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ChannelResult:
     rmse: float | None
     over_noise: float | None
     rmse_beside_holes: float | None
+    lag1_correlation: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,7 @@ def summarise(
                 rmse=total.rms if total.count else None,
                 over_noise=total.rms / sigma if total.count and sigma else None,
                 rmse_beside_holes=beside.rms if beside.count else None,
+                lag1_correlation=checked.inner.correlation(c),
             )
         )
     floored = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version as installed_version
@@ -234,15 +235,14 @@ def run(
     done = len(positions) - len(todo)
     progress("tiles", done, len(positions))
     failures: list[Record] = []
-    counted = [done]
+    counted, counting = [done], threading.Lock()
 
     def on_done(record: Record) -> None:
         if record.error:
             failures.append(record)
         else:
-            for stage, seconds in record.seconds.items():
-                watch.add(stage, seconds)
-            counted[0] += 1
+            with counting:
+                counted[0] += 1
             progress("tiles", counted[0], len(positions))
 
     def work(tiles: Sequence[int], writer: str) -> None:
@@ -259,7 +259,10 @@ def run(
             what=f"{len(failures)} of {len(positions)} tiles failed, the first is tile {first.tile}: {first.error}",
             fix="mend the cause and run again with --resume",
         )
-    return done, Ledger(store, made.run_hash).records()
+    records = Ledger(store, made.run_hash).records()
+    for stage in ("read", "network", "projection", "write"):  # of all tiles, those of earlier sessions too
+        watch.add(stage, sum(record.seconds.get(stage, 0.0) for record in records.values()))
+    return done, records
 
 
 def _threads(made: Plan) -> int:

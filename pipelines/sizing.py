@@ -9,6 +9,7 @@ from dataclasses import replace
 from pipelines.card import ModelCard
 from pipelines.errors import BudgetError
 from pipelines.planning import Plan, cover
+from pipelines.request import bytes_text
 
 PROCESS_BYTES = {"floor": 800_000_000, "network": 1_200_000_000}
 """Memory whatever the tile: the program (without and with torch), and the slabs of reading, export and verification."""
@@ -51,7 +52,7 @@ def fitted(plan: Plan, card: ModelCard) -> Plan:
         predicted = predicted_bytes(plan, card, shard, fitting[-1])
         return replace(plan, shard=shard, predicted_bytes=predicted, workers=fitting[-1], warnings=warnings)
     raise BudgetError(
-        what=f"the smallest tile needs {smallest / 1e9:.2f} GB, the budget is {plan.memory_bytes / 1e9:.2f} GB",
+        what=f"the smallest tile needs {bytes_text(smallest)}, the budget is {bytes_text(plan.memory_bytes)}",
         why="nothing can be made in less",
         fix=f"give --memory {math.ceil(smallest / 1e8) / 10:g}GB",
     )

@@ -33,6 +33,7 @@ class Tally:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._squares, self._maximum = np.zeros(shape), np.zeros(shape)
         self._count = np.zeros(shape, np.int64)
+        self._lagged, self._pairs = np.zeros(shape[0]), np.zeros(shape[0], np.int64)
 
     def add(
         self, channel: int, parts: tuple[slice, ...], edges: Sequence[Sequence[int]], d: NDArray[np.floating]
@@ -40,6 +41,8 @@ class Tally:
         """Count the finite differences `d` (*box); edges: where in the box each of the parts begins, per axis."""
         known = np.isfinite(d)
         d = np.where(known, d, 0.0)
+        self._lagged[channel] += np.sum(d[..., 1:] * d[..., :-1])
+        self._pairs[channel] += np.count_nonzero(known[..., 1:] & known[..., :-1])
         squares, count, largest = d * d, known.astype(np.int64), np.abs(d)
         for axis, starts in enumerate(edges):
             squares = np.add.reduceat(squares, starts, axis)
@@ -53,6 +56,11 @@ class Tally:
         """Of one part."""
         at = (channel, *part)
         return Residual(float(self._squares[at]), int(self._count[at]), float(self._maximum[at]))
+
+    def correlation(self, channel: int) -> float | None:
+        """Of neighbours along the fastest axis: near 0 where the residual is noise; None of nothing."""
+        mean_square = self.total(channel).rms ** 2
+        return float(self._lagged[channel] / self._pairs[channel] / mean_square) if mean_square else None
 
     def total(self, channel: int) -> Residual:
         """Of one channel."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipelines.degradation import Degradation, Profile
 from pipelines.grid import Box, Factor, Frame, Grid, Orientation
@@ -93,3 +94,14 @@ def test_an_image_is_counted_in_squares_that_cover_it_once() -> None:
     counts = [checked.inner.of(0, part).count for part, _ in parts]
     assert counts == [int(np.prod(box.shape)) for _, box in parts]
     assert sum(counts) == 300 * 520
+
+
+@pytest.mark.parametrize(("smoothing", "expected"), [(0.0, 0.0), (1.0, 0.78)])
+def test_the_correlation_of_the_residual_tells_noise_from_structure(smoothing: float, expected: float) -> None:
+    header, fine, model, truth = volume()
+    noise = np.random.default_rng(1).normal(size=model.coarse_shape)
+    noise = ndimage.gaussian_filter(noise, (0, smoothing, smoothing)) if smoothing else noise
+    product = ArraySource(truth.astype(np.float64), replace(header, grid=fine))
+    checked = verify(product, ArraySource(model.forward(truth) + 10 * noise, header), [model])
+    found = checked.inner.correlation(0)
+    assert found == pytest.approx(expected, abs=0.06)
