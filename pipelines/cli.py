@@ -377,7 +377,8 @@ def sample(name: str, output: Path, overwrite: bool) -> None:
     help="Folder of the bundle. Default: beside the checkpoints in runs/.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-def train(config: Path, data: Path | None, out: Path | None, resume: bool) -> None:
+@click.option("--quiet", is_flag=True)
+def train(config: Path, data: Path | None, out: Path | None, resume: bool, quiet: bool) -> None:
     """Train a network as CONFIG says; writes a bundle. Needs the extra 'train'.
 
     TRUESCALE_DATA=data truescale train configs/training/lattice-mri.yaml
@@ -385,7 +386,8 @@ def train(config: Path, data: Path | None, out: Path | None, resume: bool) -> No
     folder = _existing(data)
     from pipelines.training import fit
 
-    card = fit.train(config, folder, out, resume=resume)
+    with Screen(quiet=quiet) as screen:
+        card = fit.train(config, folder, out, resume=resume, progress=screen.progress)
     to_stdout(f"done     {card.id}  {card.folder}")
 
 

@@ -9,10 +9,9 @@ import dataclasses
 import difflib
 import hashlib
 import math
-import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -198,6 +197,16 @@ def _charbonnier(error: Tensor) -> Tensor:
     return torch.mean(torch.sqrt(error * error + CHARBONNIER**2) - CHARBONNIER)
 
 
+class _Steps(Callback):  # type: ignore[misc]  # Lightning ships no types
+    """Reports every optimizer step."""
+
+    def __init__(self, progress: Callable[[str, int, int], None]) -> None:
+        self._progress = progress
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._progress("train", trainer.global_step, int(trainer.max_steps))
+
+
 def train(
     config: Path,
     data: Path,
@@ -206,13 +215,14 @@ def train(
     *,
     runs: Path | None = None,
     stop_after: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _all: None,
 ) -> ModelCard:
     """Train what a YAML describes and write its bundle.
 
     data: the folder that TRUESCALE_DATA names; out: folder of the bundle (default: that of the checkpoints); resume: go
     on from the last checkpoint; runs: folder of logs and checkpoints (default: runs); stop_after: steps in all after
-    which to stop early, to be resumed. The same config and data give the same weights, resumed or not. Raises
-    UsageError, InputError.
+    which to stop early, to be resumed; progress: called with ("train", step, steps). The same config and data give the
+    same weights, resumed or not. Raises UsageError, InputError.
     """
     settings = TrainingConfig.read(config)
     folder = (runs or Path("runs")) / f"{settings.name}-{settings.version}"
@@ -232,9 +242,9 @@ def train(
         gradient_clip_val=settings.clip,
         deterministic=True,
         logger=TensorBoardLogger(folder, name="", version="log"),
-        callbacks=[checkpoints],
+        callbacks=[checkpoints, _Steps(progress)],
         log_every_n_steps=10,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
     with warnings.catch_warnings():
