@@ -53,15 +53,24 @@ def test_the_product_explains_a_clean_input(
         assert np.sqrt(np.mean(residual**2)) <= 1e-5 * np.ptp(samples)
 
 
-def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path) -> None:
-    header = raster((300, 280))
+@pytest.mark.parametrize(
+    ("model", "header", "scale", "shard"),
+    [
+        ("lattice-geo", raster((300, 280)), "2", (256, 256)),
+        ("lattice-mri", volume((20, 40, 60), 4.0, 4.0), "4x1x1", (96, 32, 32)),
+    ],
+)
+def test_any_number_of_workers_makes_the_same_bytes(
+    tmp_path: Path, model: str, header: Header, scale: str, shard: tuple[int, ...]
+) -> None:
     digests = set()
-    for workers in (1, 2, 4):
+    for workers in (1, 2, 3, 4):
         _, plan, store = made(
-            tmp_path / str(workers), _scene((300, 280)), header, scale=2, model="lattice-geo", shard=(256, 256),
-            workers=workers,
-        )  # fmt: skip
-        digests.add(tuple(r.checksum for _, r in sorted(Ledger(store, plan.run_hash).records().items())))
+            tmp_path / str(workers), _samples(header), header, scale=scale, model=model, shard=shard, workers=workers
+        )
+        records = Ledger(store, plan.run_hash).records()
+        assert len(records) == plan.tile_count >= 4
+        digests.add(tuple(r.checksum for _, r in sorted(records.items())))
     assert len(digests) == 1
 
 
