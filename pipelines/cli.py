@@ -167,8 +167,9 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options
     Without --scale, --spacing and --like a volume becomes isotropic at its finest spacing, and a raster doubles (2x).
     Research software, not a medical device.
     """
-    from pipelines import runner
+    from pipelines import heap, runner
 
+    heap.keep()
     warned: list[str] = []
     stop = threading.Event()
     previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -17,6 +17,7 @@ from pipelines.card import ModelCard
 from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition
+from pipelines.networks.certificate import certify
 from pipelines.networks.lattice import (
     LatticeNet,
     LatticeOptions,
@@ -29,14 +30,17 @@ from pipelines.networks.lattice import (
 BATCH_SAMPLES = 32768
 """Lattice samples a network sees at once: their features stay near the processor's caches."""
 
-BLOCK = 128
+BLOCK = 256
 """Coarse samples of a side of an image that are computed together."""
 
 Array = NDArray[np.float32]
 
 
 def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> LatticePredictor:
-    """The predictor of a card. Raises ModelError if the weights are not those of the card or do not fit it."""
+    """The predictor of a card.
+
+    Raises ModelError if the weights are not those of the card or do not fit it, or if the receptive field is another.
+    """
     card.verify()
     assert card.weights is not None
     if threads is not None and device == "cpu":
@@ -53,6 +57,7 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> La
         ) from error
     if not all(bool(torch.isfinite(v).all()) for v in net.state_dict().values()):
         raise ModelError(what=f"the weights of {card.id} are not finite", fix="choose another model")
+    certify(LatticePredictor(net, batch_samples=1), card)
     return LatticePredictor(net, device)
 
 
@@ -79,11 +84,13 @@ class _Axis:
 class LatticePredictor:
     """A Predictor (see `pipelines.networks`) of one network on one device."""
 
-    def __init__(self, net: LatticeNet, device: str = "cpu") -> None:
+    def __init__(self, net: LatticeNet, device: str = "cpu", *, batch_samples: int = BATCH_SAMPLES) -> None:
         self.options: LatticeOptions = net.options
         self.device = device
+        self._batch_samples = batch_samples
         self._basis = copy.deepcopy(net.basis).double().cpu().eval()  # phases are exact, so their weights should be
-        self._net = net.eval().to(device)
+        # the weights in the order of the samples: else they are put into it for every batch
+        self._net = net.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def halo(self) -> tuple[int, ...]:
@@ -163,7 +170,7 @@ class LatticePredictor:
         half = o.planes // 2
         start = write.start[0] - half - read.start[0]
         count = write.shape[0]
-        size = max(1, BATCH_SAMPLES * fold // (region.shape[1] * region.shape[2]))
+        size = max(1, self._batch_samples * fold // (region.shape[1] * region.shape[2]))
         distinct, which = _distinct(axis.phases)
         table = torch.tensor([[float(p)] for p in distinct], dtype=torch.float64)
         weights = self._basis(table, told).float()[which].to(self.device)
