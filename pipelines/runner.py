@@ -159,7 +159,7 @@ def upscale(
                 made = replace(made, warnings=(*made.warnings, text))
         on_plan(made)
         with held(paths.work_folder):
-            prepare(Store(paths.work_folder), made, paths)
+            made = prepare(Store(paths.work_folder), made, paths)
             try:
                 return _carry_out(opened, made, paths, watch, progress, stopped)
             except StoppedError:

@@ -58,6 +58,20 @@ def fitted(plan: Plan, card: ModelCard) -> Plan:
     )
 
 
+def continued(plan: Plan, before: Plan) -> Plan:
+    """The plan with the tiles of the run it continues, and as many of its workers as fit the budget with them."""
+    if plan.shard == before.shard or len(plan.shard) != len(before.shard):
+        return plan
+    card = plan.card
+    needed = {n: predicted_bytes(plan, card, before.shard, n) for n in range(1, plan.workers + 1)}
+    workers = max((n for n, size in needed.items() if size <= plan.memory_bytes), default=1)
+    warnings = plan.warnings
+    if needed[workers] > plan.memory_bytes:
+        text = f"the tiles of the run that is resumed need {bytes_text(needed[workers])}, more than the budget"
+        warnings = (*warnings, text)
+    return replace(plan, shard=before.shard, workers=workers, predicted_bytes=needed[workers], warnings=warnings)
+
+
 def _shard_side(plan: Plan, axis: int, side: int) -> int:
     chunk = CHUNK[plan.fine.ndim]
     if axis == plan.slice_axis and plan.coarse.shape[axis] <= FULL_DEPTH:

@@ -3,8 +3,7 @@
     WORK/plan.json  calibration.json  coarse.zarr/{samples, valid}  fine.zarr/samples  ledger/<writer>.jsonl
 
 Arrays are (c, *axes). One shard of `fine.zarr/samples` is one tile and has one writer; it is complete if the ledger has
-a record
-with this run's hash and the shard file has that record's checksum. Anything else is missing and is done again.
+a record with this run's hash and the shard file has that record's checksum. Anything else is missing and is done again.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import zarr
 
 OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
-OWN_FILES = ("plan.json", "ingest.json", "calibration.json")
+OWN_FILES = ("job.json", "plan.json", "ingest.json", "calibration.json")
 """What a run writes in its work folder."""
 
 COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
@@ -179,16 +178,19 @@ class Ledger:
     def __init__(self, store: Store, run: str) -> None:
         self._folder = store.folder / "ledger"
         self._store, self._run = store, run
+        self._begun = False
 
     def append(self, writer: str, record: Record) -> None:
         """Add a record, after its shard is on the disk. Raises StoreError on a full disk."""
-        line = json.dumps({"written_ns": time.time_ns(), **asdict(record)})
+        # the line before may be torn by a kill, and must not swallow this one
+        line = "\n" * (not self._begun) + json.dumps({"written_ns": time.time_ns(), **asdict(record)})
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / f"{writer}.jsonl").open("a") as file:
                 file.write(line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            self._begun = True
         except OSError as error:
             raise StoreError(
                 what=f"the ledger could not be written ({error.strerror})",

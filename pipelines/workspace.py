@@ -16,6 +16,7 @@ from pathlib import Path
 from pipelines.errors import BudgetError, InputError, StoreError, TruescaleError, UsageError
 from pipelines.planning import Plan
 from pipelines.request import bytes_text
+from pipelines.sizing import continued
 from pipelines.store import Ledger, Store
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -129,8 +130,11 @@ def tiles_lost(paths: Paths) -> int:
         return 0
 
 
-def prepare(store: Store, made: Plan, paths: Paths) -> None:
-    """A work folder that holds this plan: a fresh one, or the one to resume."""
+def prepare(store: Store, made: Plan, paths: Paths) -> Plan:
+    """A work folder that holds this plan: a fresh one, or the one to resume. Returns the plan to carry out.
+
+    A run goes on with the tiles it was begun with, whatever the memory and the workers now.
+    """
     old = store.read_json("plan.json")
     if old is not None and paths.resume:
         try:
@@ -141,6 +145,7 @@ def prepare(store: Store, made: Plan, paths: Paths) -> None:
                 why="mixing both would spoil the product",
                 fix="leave out --resume to start again",
             ) from error
+        made = continued(made, before)
         if (before.run_hash, before.device) != (made.run_hash, made.device):
             own, other = made.to_json(), before.to_json()
             names = [
@@ -165,6 +170,7 @@ def prepare(store: Store, made: Plan, paths: Paths) -> None:
         with suppress(OSError):
             store.folder.rmdir()  # only if it is empty
         raise disk_failed("the work folder", error) from error
+    return made
 
 
 @contextmanager

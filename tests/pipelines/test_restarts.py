@@ -18,7 +18,7 @@ import pytest
 from pipelines import workspace
 from pipelines.errors import BudgetError, StoreError
 from pipelines.store import Ledger, Record, Store
-from tests.pipelines.files import Run, smooth
+from tests.pipelines.files import Run, smooth, write_raster
 
 
 def test_a_refused_resume_keeps_the_run(run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,3 +267,37 @@ def test_each_disk_must_hold_what_goes_there(monkeypatch: pytest.MonkeyPatch, tm
     workspace.require_space({a: 600, b: 600}, "look elsewhere")
     with pytest.raises(BudgetError, match="look elsewhere"):
         workspace.require_space({a: 100, b: 1000}, "look elsewhere")
+
+
+def test_a_resumed_run_keeps_its_tiles_whatever_the_memory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write_raster(tmp_path / "scene.tif", smooth((1, 600, 600)).astype(np.uint16))
+    options = ("--model", "floor", "--quiet", "--json")
+    _, out, _ = run("upscale", scene, tmp_path / "whole.tif", *options, "--workers", "1")
+    whole = json.loads(out.splitlines()[-1])
+
+    def full_disk(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.store.shards.write", full_disk)
+    assert run("upscale", scene, tmp_path / "o.tif", *options, "--workers", "1")[0] == 5
+    monkeypatch.undo()
+    less = ("--memory", str(whole["predicted_bytes"] - 1), "--workers", "2")
+    _, out, _ = run("plan", scene, tmp_path / "p.tif", *options[:2], "--json", *less)
+    assert json.loads(out.splitlines()[-1])["tiles"] > whole["tiles"]
+    code, out, err = run("upscale", scene, tmp_path / "o.tif", *options, "--resume", *less)
+    assert code == 0, err
+    report = json.loads(out.splitlines()[-1])
+    assert report["tiles"] == whole["tiles"]
+    assert any("more than the budget" in w for w in report["warnings"])
+    assert (tmp_path / "o.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
+def test_a_torn_line_of_the_ledger_swallows_no_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    Ledger(store, "run").append("worker-0", Record(0, "run", 1))
+    with (tmp_path / "ledger" / "worker-0.jsonl").open("a") as file:
+        file.write('{"tile": 1, "run": "ru')
+    Ledger(store, "run").append("worker-0", Record(2, "run", 3))
+    assert sorted(Ledger(store, "run").records()) == [0, 2]
