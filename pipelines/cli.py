@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from pipelines.screen import (
 )
 
 if TYPE_CHECKING:
+    from pipelines.job import Job
     from pipelines.planning import Plan
     from pipelines.request import Request
 
@@ -37,6 +39,12 @@ NOTICE = "Research software, not a medical device."
 
 EXTRAS = {"lightning": "train", "tensorboard": "train", "skimage": "evaluate", "torchmetrics": "evaluate"}
 """Optional packages and the extra that brings them."""
+
+
+def _replacing(command: Callable[..., None]) -> Callable[..., None]:
+    """What may happen to an output or a run that is there."""
+    command = click.option("--resume", is_flag=True, help="Go on with a stopped run of the same request.")(command)
+    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(command)
 
 
 def _asked(command: Callable[..., None]) -> Callable[..., None]:
@@ -153,8 +161,7 @@ def truescale(debug: bool) -> None:
 
 @truescale.command()
 @_asked
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-@click.option("--resume", is_flag=True, help="Go on with a stopped run of the same request.")
+@_replacing
 def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """Super-resolve INPUT into OUTPUT, verify the result and report beside it (OUTPUT.report.json).
 
@@ -171,34 +178,121 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options
 
     heap.keep()
     warned: list[str] = []
+    with _stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
+        report = runner.carry_out(
+            _job(source, output, overwrite, resume, options),
+            progress=screen.progress,
+            stopped=stopped,
+            on_plan=_planned(screen, warned),
+        )
+        screen.say(describe_report(report, warned))
+    if options["as_json"]:
+        to_stdout(json.dumps(report.to_json()))
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come."""
     stop = threading.Event()
     previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with Screen(quiet=options["quiet"]) as screen:
-
-            def on_plan(plan: Plan) -> None:
-                warned.extend(plan.warnings)
-                screen.say(describe_plan(plan, short=True))
-
-            report = runner.upscale(
-                source,
-                output,
-                like=options["like"],
-                bands=_bands(options["bands"]),
-                nodata=options["nodata"],
-                work=options["work"],
-                overwrite=overwrite,
-                resume=resume,
-                progress=screen.progress,
-                stopped=stop.is_set,
-                on_plan=on_plan,
-                **_fields(options),
-            )
-            screen.say(describe_report(report, warned))
+        yield stop.is_set
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if options["as_json"]:
+
+
+def _planned(screen: Screen, warned: list[str]) -> Callable[[Plan], None]:
+    """Shows the plan, and keeps its warnings so that they are told once."""
+
+    def on_plan(plan: Plan) -> None:
+        warned.extend(plan.warnings)
+        screen.say(describe_plan(plan, short=True))
+
+    return on_plan
+
+
+def _job(source: Path, output: Path, overwrite: bool, resume: bool, options: dict[str, Any]) -> Job:
+    """The options of a command line as a job."""
+    from pipelines.job import Job
+    from pipelines.request import Request
+
+    like, work = (str(options[name]) if options[name] else None for name in ("like", "work"))
+    return Job(
+        str(source),
+        str(output),
+        Request(**_fields(options)),
+        like=like,
+        bands=_bands(options["bands"]),
+        nodata=options["nodata"],
+        work=work,
+        overwrite=overwrite,
+        resume=resume,
+    )
+
+
+@truescale.command()
+@_asked
+@_replacing
+def prepare(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+    """First of three steps for many machines: plan, read and calibrate; prints the work folder.
+
+    \b
+    truescale prepare s2.tif s2_5m.tif        prints s2_5m.tif.work
+    truescale run s2_5m.tif.work --part 1/8   eight of these, anywhere that sees the folder
+    truescale finish s2_5m.tif.work           writes, verifies and reports s2_5m.tif
+    """
+    from pipelines import runner
+
+    with _stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
+        folder = runner.prepare(
+            _job(source, output, overwrite, resume, options),
+            progress=screen.progress,
+            stopped=stopped,
+            on_plan=_planned(screen, []),
+        )
+    to_stdout(json.dumps({"work": str(folder)}) if options["as_json"] else folder)
+
+
+@truescale.command("run")
+@click.argument("work", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--part", metavar="K/N", default="1/1", show_default=True, help="Which share of the tiles.")
+@click.option("--quiet", is_flag=True)
+def run_part(work: Path, part: str, quiet: bool) -> None:
+    """Second step: make the tiles of a prepared work folder, or one share of them.
+
+    \b
+    truescale run s2_5m.tif.work --part 3/8
+    truescale run s2_5m.tif.work --part $SLURM_ARRAY_TASK_ID/8    in a job array 1-8
+
+    Shares may run at the same time; what is done is not done again.
+    """
+    from pipelines import heap, runner
+
+    number, slash, parts = part.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit()):
+        raise UsageError(what=f"'{part}' is no part", fix="write it like 3/8")
+    heap.keep()
+    with _stoppable() as stopped, Screen(quiet=quiet) as screen:
+        tiles = runner.run_part(work, int(number), int(parts), progress=screen.progress, stopped=stopped)
+        screen.say(f"done     {tiles} tile{'' if tiles == 1 else 's'} of part {part}")
+
+
+@truescale.command()
+@click.argument("work", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@click.option("--quiet", is_flag=True)
+def finish(work: Path, as_json: bool, quiet: bool) -> None:
+    """Third step: write, verify and report the product of a work folder whose tiles are all made.
+
+    truescale finish s2_5m.tif.work
+    """
+    from pipelines import runner
+
+    with _stoppable() as stopped, Screen(quiet=quiet) as screen:
+        report = runner.finish(work, progress=screen.progress, stopped=stopped)
+        screen.say(describe_report(report))
+    if as_json:
         to_stdout(json.dumps(report.to_json()))
 
 

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipelines.errors import InputError, StoppedError, TileError, UsageError
 from pipelines.filling import fill_invalid
 from pipelines.grid import Box, Factor, Grid
 from pipelines.image import ArraySource, Header, Source, Told, TurnedSource
+from pipelines.job import Job
 from pipelines.networks import has_cuda
 from pipelines.planning import Calibration, Plan
 from pipelines.product import StoredProduct, WatchedSource, field_of_view
@@ -32,7 +34,7 @@ from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import verify
 from pipelines.worker import Worker, run_tiles
-from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepare, remove, tiles_lost
+from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
 Progress = Callable[[str, int, int], None]
@@ -139,19 +141,128 @@ def upscale(
         workers=workers,
         device=device,
     )
-    paths = Paths(Path(output), Path(work) if work else None, overwrite, resume)
+    job = Job(
+        str(source) if isinstance(source, (str, Path)) else "",
+        str(output),
+        request,
+        like=str(like) if like else None,
+        bands=_chosen(bands),
+        nodata=nodata,
+        work=str(work) if work else None,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    opened = None if isinstance(source, (str, Path)) else source
+    return carry_out(job, source=opened, progress=progress, stopped=stopped, on_plan=on_plan)
+
+
+def carry_out(
+    job: Job,
+    *,
+    source: Source | None = None,
+    progress: Progress = _quiet,
+    stopped: Callable[[], bool] = _never,
+    on_plan: Callable[[Plan], None] = lambda _plan: None,
+) -> RunReport:
+    """All of a job in one go. source: the open input, where it is no file."""
     watch = Stopwatch()
-    check_output(paths, source)
+    with _begun(job, source, watch, on_plan) as (store, opened, made):
+        resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped)
+        return _finish(store, opened, made, job.paths, watch, progress, stopped, resumed, records)
+
+
+def prepare(
+    job: Job,
+    *,
+    progress: Progress = _quiet,
+    stopped: Callable[[], bool] = _never,
+    on_plan: Callable[[Plan], None] = lambda _plan: None,
+) -> Path:
+    """The first of three steps: a work folder that knows its job, with everything that its tiles need.
+
+    `run_part` makes the tiles, on any machines that see the folder; `finish` writes the product.
+    """
+    with _begun(job, None, Stopwatch(), on_plan) as (store, opened, made):
+        _ready(store, opened, made, Stopwatch(), progress, stopped)
+        return store.folder
+
+
+def run_part(
+    folder: Path,
+    part: int,
+    parts: int,
+    *,
+    progress: Progress = _quiet,
+    stopped: Callable[[], bool] = _never,
+) -> int:
+    """The second step: make the tiles of one part of a prepared work folder that are not done yet; how many there are.
+
+    part: 1 to parts. Parts may run at the same time, anywhere, and again. Raises UsageError, StoppedError, TileError.
+    """
+    if not 1 <= part <= parts:
+        raise UsageError(what=f"there is no part {part} of {parts}", fix="parts count from 1, like 2/8")
+    store = Store(folder)
+    made = on_device(_stored_plan(store))
+    with one_blas_thread(), held(folder, part=f"{part}-of-{parts}"):
+        watch = Stopwatch()
+        total = made.tile_count
+        mine = range((part - 1) * total // parts, part * total // parts)
+        _make_tiles(store, made, mine, f"part-{part}-of-{parts}", watch, progress, stopped)
+        return len(mine)
+
+
+def finish(folder: Path, *, progress: Progress = _quiet, stopped: Callable[[], bool] = _never) -> RunReport:
+    """The third step: write, verify and report the product of a work folder whose tiles are all done.
+
+    Raises TileError if some are missing, InputError if the input has changed.
+    """
+    store = Store(folder)
+    job, made, watch = _stored_job(store), on_device(_stored_plan(store)), Stopwatch()
+    with job.open() as opened, one_blas_thread(), held(folder):
+        if opened.identity != made.identity:
+            raise InputError(
+                what="the input has changed since the run was prepared",
+                why="its product would mix two measurements",
+                fix="prepare it again",
+            )
+        ledger = Ledger(store, made.run_hash)
+        missing = ledger.missing(_positions(made))
+        if missing:
+            raise TileError(
+                what=f"{len(missing)} of {made.tile_count} tiles are missing, the first is tile {missing[0]}",
+                fix="run the parts again that have failed, then finish",
+            )
+        return _finish(store, opened, made, job.paths, watch, progress, stopped, 0, ledger.records())
+
+
+def _stored_plan(store: Store) -> Plan:
+    data = store.read_json("plan.json")
+    if data is None:
+        raise UsageError(what=f"'{store.folder.name}' holds no prepared run", fix="make one with truescale prepare")
+    return Plan.from_json(data)
+
+
+def _stored_job(store: Store) -> Job:
+    data = store.read_json("job.json")
+    if data is None:
+        raise UsageError(what=f"'{store.folder.name}' holds no prepared run", fix="make one with truescale prepare")
+    return Job.from_json(data)
+
+
+@contextmanager
+def _begun(
+    job: Job, source: Source | None, watch: Stopwatch, on_plan: Callable[[Plan], None]
+) -> Iterator[tuple[Store, Source, Plan]]:
+    """The work folder of a job, held; its open input; the plan to carry out."""
+    paths = job.paths
+    check_output(paths, source or job.source)
     formats.ending(paths.output)
     with watch.stage("open"):
-        opened = (
-            formats.open_source(source, bands=_chosen(bands), nodata=nodata, slice_thickness=request.told.thickness_mm)
-            if isinstance(source, (str, Path))
-            else source
-        )
+        opened = source or job.open()
     with opened, one_blas_thread():
         with watch.stage("plan"):
-            made = on_device(plan(opened, request, like=formats.grid_of(like) if like else None, paths=paths))
+            like = formats.grid_of(job.like) if job.like else None
+            made = on_device(plan(opened, job.request, like=like, paths=paths))
             check_space(made, paths)
             lost = tiles_lost(paths)
             if lost:
@@ -159,22 +270,32 @@ def upscale(
                 made = replace(made, warnings=(*made.warnings, text))
         on_plan(made)
         with held(paths.work_folder):
-            made = prepare(Store(paths.work_folder), made, paths)
+            store = Store(paths.work_folder)
+            made = prepared(store, made, paths)
             try:
-                return _carry_out(opened, made, paths, watch, progress, stopped)
+                if source is None:
+                    store.write_json("job.json", job.absolute().to_json())
+                yield store, opened, made
             except StoppedError:
                 raise  # what is done waits for --resume
             except BaseException:
                 if paths.work is None:
-                    Store(paths.work_folder).remove()
+                    store.remove()
                 raise
 
 
-def _carry_out(
-    opened: Source, made: Plan, paths: Paths, watch: Stopwatch, progress: Progress, stopped: Callable[[], bool]
+def _finish(
+    store: Store,
+    opened: Source,
+    made: Plan,
+    paths: Paths,
+    watch: Stopwatch,
+    progress: Progress,
+    stopped: Callable[[], bool],
+    resumed: int,
+    records: dict[int, Record],
 ) -> RunReport:
-    store = Store(paths.work_folder)
-    resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped)
+    """Export, verify, report; then the work folder goes unless it was asked for."""
 
     def step(stage: str) -> Callable[[int, int], None]:
         def on_step(done: int, total: int) -> None:
@@ -220,6 +341,18 @@ def run(
 
     What an earlier run of the same plan has done is kept.
     """
+    _ready(store, opened, made, watch, progress, stopped)
+    done = _make_tiles(store, made, range(made.tile_count), "worker", watch, progress, stopped)
+    records = Ledger(store, made.run_hash).records()
+    for stage in ("read", "network", "projection", "write"):  # of all tiles, those of earlier sessions too
+        watch.add(stage, sum(record.seconds.get(stage, 0.0) for record in records.values()))
+    return done, records
+
+
+def _ready(
+    store: Store, opened: Source, made: Plan, watch: Stopwatch, progress: Progress, stopped: Callable[[], bool]
+) -> None:
+    """Ingest and calibrate, unless it is done."""
     try:
         with watch.stage("read"):
             _ingest(store, opened, made, progress, stopped)
@@ -227,13 +360,30 @@ def run(
             _calibrate(store, made)
     except OSError as error:
         raise disk_failed("the work folder", error) from error
+
+
+def _positions(made: Plan) -> list[tuple[int, ...]]:
+    cover = made.cover(made.card)
+    return [cover.position(i) for i in range(len(cover))]
+
+
+def _make_tiles(
+    store: Store,
+    made: Plan,
+    wanted: Sequence[int],
+    writer: str,
+    watch: Stopwatch,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> int:
+    """Make the tiles asked for that are not done yet. Returns how many were done before."""
     worker = Worker(store.folder, device=made.device, threads=_threads(made))
     with watch.stage("load"):
         worker.predictor  # noqa: B018 - loaded here, once, before several threads ask for it
-    positions = [worker.cover.position(i) for i in range(len(worker.cover))]
-    todo = Ledger(store, made.run_hash).missing(positions)
-    done = len(positions) - len(todo)
-    progress("tiles", done, len(positions))
+    missing = set(Ledger(store, made.run_hash).missing(_positions(made)))
+    todo = [tile for tile in wanted if tile in missing]
+    done = len(wanted) - len(todo)
+    progress("tiles", done, len(wanted))
     failures: list[Record] = []
     counted, counting = [done], threading.Lock()
 
@@ -243,26 +393,23 @@ def run(
         else:
             with counting:
                 counted[0] += 1
-            progress("tiles", counted[0], len(positions))
+            progress("tiles", counted[0], len(wanted))
 
-    def work(tiles: Sequence[int], writer: str) -> None:
-        run_tiles(worker, tiles, writer=writer, on_done=on_done, stopped=stopped)
+    def work(tiles: Sequence[int], number: int) -> None:
+        run_tiles(worker, tiles, writer=f"{writer}-{number}", on_done=on_done, stopped=stopped)
 
     local.run(work, todo, made.workers)
     if stopped():
         raise StoppedError(
-            what=f"stopped with {counted[0]} of {len(positions)} tiles done", fix="the same call with --resume goes on"
+            what=f"stopped with {counted[0]} of {len(wanted)} tiles done", fix="the same call with --resume goes on"
         )
     if failures:
         first = min(failures, key=lambda r: r.tile)
         raise TileError(
-            what=f"{len(failures)} of {len(positions)} tiles failed, the first is tile {first.tile}: {first.error}",
+            what=f"{len(failures)} of {len(wanted)} tiles failed, the first is tile {first.tile}: {first.error}",
             fix="mend the cause and run again with --resume",
         )
-    records = Ledger(store, made.run_hash).records()
-    for stage in ("read", "network", "projection", "write"):  # of all tiles, those of earlier sessions too
-        watch.add(stage, sum(record.seconds.get(stage, 0.0) for record in records.values()))
-    return done, records
+    return done
 
 
 def _threads(made: Plan) -> int:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def tiles_lost(paths: Paths) -> int:
         return 0
 
 
-def prepare(store: Store, made: Plan, paths: Paths) -> Plan:
+def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
     """A work folder that holds this plan: a fresh one, or the one to resume. Returns the plan to carry out.
 
     A run goes on with the tiles it was begun with, whatever the memory and the workers now.
@@ -174,34 +174,44 @@ def prepare(store: Store, made: Plan, paths: Paths) -> Plan:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, part: str = "") -> Iterator[None]:
     """Hold a work folder: two runs of one output would spoil each other. Raises UsageError if another holds it.
 
-    The system releases the lock of a process that ends, however it ends. A file system without locks has only the
-    file beside the folder: who made it holds it, and what a killed process left must be removed by hand.
+    part: hold this part of it alone, beside other parts. The system releases the lock of a process that ends, however
+    it ends. A file system without locks has only the file beside the folder: who made it holds it, and what a killed
+    process left must be removed by hand.
     """
-    path = folder.with_name(folder.name + ".lock")
+    with ExitStack() as stack:
+        stack.enter_context(_lock(folder.with_name(folder.name + ".lock"), shared=bool(part)))
+        if part:
+            stack.enter_context(_lock(folder.with_name(f"{folder.name}.{part}.lock")))
+        yield
+
+
+@contextmanager
+def _lock(path: Path, *, shared: bool = False) -> Iterator[None]:
     try:
-        lock = _locked(path)
+        lock = _locked(path, shared=shared)
     except OSError as error:
         raise disk_failed(f"'{path.name}'", error) from error
     try:
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()  # while it is held: who opened this file meanwhile finds that it is gone
+        if not shared:  # others may hold it still
+            with suppress(OSError):
+                path.unlink()  # while it is held: who opened this file meanwhile finds that it is gone
         os.close(lock)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, *, shared: bool) -> int:
     """The open lock file, held. Raises UsageError if another process or thread holds it."""
     while True:
         lock, made = _opened(path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             ours = _is_there(lock, path)  # else its holder has removed it since it was opened
         except OSError as error:  # held, or a file system (some NFS) without locks
-            ours = made and error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+            ours = (made or shared) and error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
             if not ours:
                 owner = os.pread(lock, 200, 0).decode(errors="replace").split("\n")[0]
                 os.close(lock)

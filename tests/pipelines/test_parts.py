@@ -1,0 +1,89 @@
+"""A run in three steps, for many machines: prepare once, make the tiles in parts, finish."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import runner
+from pipelines.errors import InputError, UsageError
+from pipelines.job import Job
+from pipelines.request import Request
+from pipelines.workspace import held
+from tests.pipelines.files import Run, smooth, write_raster
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return write_raster(tmp_path / "image.tif", smooth((2, 300, 280)).astype(np.uint16))
+
+
+SMALL = ("--model", "floor", "--memory", "870MB", "--quiet")
+
+
+def test_parts_in_any_order_make_the_bytes_of_one_run(run: Run, image: Path, tmp_path: Path) -> None:
+    assert run("upscale", image, tmp_path / "whole.tif", *SMALL)[0] == 0
+    code, out, err = run("prepare", image, tmp_path / "o.tif", *SMALL)
+    assert code == 0, err
+    work = Path(out.strip())
+    for part in (3, 1, 2, 2):
+        assert run("run", work, "--part", f"{part}/3", "--quiet")[0] == 0
+    assert run("finish", work, "--quiet")[0] == 0
+    assert (tmp_path / "o.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+    assert not list(tmp_path.glob("o.tif.work*"))
+
+
+def test_a_missing_part_is_named_and_can_be_made_up_for(run: Run, image: Path, tmp_path: Path) -> None:
+    assert run("prepare", image, tmp_path / "o.tif", *SMALL)[0] == 0
+    work = tmp_path / "o.tif.work"
+    assert run("run", work, "--part", "1/2", "--quiet")[0] == 0
+    code, _, err = run("finish", work, "--quiet")
+    assert code == 5
+    assert "missing" in err
+    assert not (tmp_path / "o.tif").exists()
+    assert run("run", work, "--quiet")[0] == 0
+    assert run("finish", work, "--quiet")[0] == 0
+
+
+def test_two_parts_may_run_at_once_but_no_part_twice_and_none_beside_its_finish(image: Path, tmp_path: Path) -> None:
+    job = Job(str(image), str(tmp_path / "o.tif"), Request(model="floor"))
+    work = runner.prepare(job)
+    with held(work, part="1-of-2"):
+        runner.run_part(work, 2, 2)
+        with pytest.raises(UsageError, match="at work"):
+            runner.run_part(work, 1, 2)
+        with pytest.raises(UsageError, match="at work"):
+            runner.finish(work)
+    with held(work), pytest.raises(UsageError, match="at work"):
+        runner.run_part(work, 1, 2)
+
+
+def test_an_input_that_has_changed_is_not_finished(image: Path, tmp_path: Path) -> None:
+    work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor")))
+    runner.run_part(work, 1, 1)
+    write_raster(image, (smooth((2, 300, 280)) + 1).astype(np.uint16))
+    with pytest.raises(InputError, match="changed"):
+        runner.finish(work)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b"])
+def test_a_part_that_does_not_exist_is_refused(run: Run, image: Path, tmp_path: Path, part: str) -> None:
+    assert run("prepare", image, tmp_path / "o.tif", *SMALL)[0] == 0
+    assert run("run", tmp_path / "o.tif.work", "--part", part, "--quiet")[0] == 2
+
+
+def test_a_folder_that_holds_no_run_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run("run", tmp_path)[0] == 2
+    assert run("finish", tmp_path)[0] == 2
+
+
+def test_parts_of_two_processes_at_once_share_the_work(image: Path, tmp_path: Path) -> None:
+    work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor")))
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(work), "--quiet", "--part"]
+    both = [subprocess.Popen([*command, f"{k}/2"]) for k in (1, 2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert runner.finish(work).consistency_over_noise is not None
