@@ -86,7 +86,10 @@ def _asked(command: Callable[..., None]) -> Callable[..., None]:
                 "--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."
             ),
             click.option(
-                "--workers", metavar="N", type=int, help="Threads. Default: 1 with a network, else one a core."
+                "--workers",
+                metavar="N",
+                type=int,
+                help="Processes, with dask above 1. Default: 1, which uses all cores.",
             ),
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
             click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
@@ -162,7 +165,12 @@ def truescale(debug: bool) -> None:
 @truescale.command()
 @_asked
 @_replacing
-def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
+@click.option(
+    "--cluster",
+    metavar="ADDRESS|YAML",
+    help="A dask cluster: tcp://HOST:PORT, or a file like those of configs/clusters.",
+)
+def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: str | None, **options: Any) -> None:
     """Super-resolve INPUT into OUTPUT, verify the result and report beside it (OUTPUT.report.json).
 
     \b
@@ -181,6 +189,7 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, **options
     with _stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
         report = runner.carry_out(
             _job(source, output, overwrite, resume, options),
+            cluster=cluster,
             progress=screen.progress,
             stopped=stopped,
             on_plan=_planned(screen, warned),

@@ -87,7 +87,8 @@ def resolve(
         shard=(),
         predicted_bytes=0,
         memory_bytes=parse_bytes(request.memory),
-        workers=request.workers if request.workers is not None else (1 if card.network else cores),
+        workers=request.workers or 1,
+        threads=1 if card.network else max(1, cores // (request.workers or 1)),  # torch has threads of its own
         device=request.device,
         facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
         axes_named=header.anatomical_axes or tuple(header.grid.axes),
@@ -96,8 +97,8 @@ def resolve(
         warnings=tuple(warnings),
         version=version,
     )
-    if plan.workers < 1:
-        raise UsageError(what=f"{plan.workers} workers cannot work", fix="give --workers 1 or more")
+    if request.workers is not None and request.workers < 1:
+        raise UsageError(what=f"{request.workers} workers cannot work", fix="give --workers 1 or more")
     return sizing.fitted(plan, card)
 
 

@@ -56,6 +56,7 @@ class Plan:
     predicted_bytes: int
     memory_bytes: int
     workers: int
+    threads: int
     device: str
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     axes_named: tuple[str, ...] = ()
@@ -131,7 +132,7 @@ class Plan:
         Nor the device, which is known when the run starts: a resume compares it by itself.
         """
         data = self.to_json()
-        for key in ("predicted_bytes", "memory_bytes", "workers", "facts", "axes_named", "warnings", "work"):
+        for key in ("predicted_bytes", "memory_bytes", "workers", "threads", "facts", "axes_named", "warnings", "work"):
             data.pop(key)
         for key in ("device", "work_kept", "output", "card_path"):
             data.pop(key)

@@ -33,7 +33,7 @@ from pipelines.request import Device, Request
 from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import verify
-from pipelines.worker import Worker, run_tiles
+from pipelines.worker import TileWork, Worker, run_tiles
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
@@ -160,14 +160,15 @@ def carry_out(
     job: Job,
     *,
     source: Source | None = None,
+    cluster: str | None = None,
     progress: Progress = _quiet,
     stopped: Callable[[], bool] = _never,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
 ) -> RunReport:
-    """All of a job in one go. source: the open input, where it is no file."""
+    """All of a job in one go. source: the open input, where it is no file; cluster: see `engine.cluster.client`."""
     watch = Stopwatch()
     with _begun(job, source, watch, on_plan) as (store, opened, made):
-        resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped)
+        resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped, cluster=cluster)
         return _finish(store, opened, made, job.paths, watch, progress, stopped, resumed, records)
 
 
@@ -202,7 +203,7 @@ def run_part(
     if not 1 <= part <= parts:
         raise UsageError(what=f"there is no part {part} of {parts}", fix="parts count from 1, like 2/8")
     store = Store(folder)
-    made = on_device(_stored_plan(store))
+    made = replace(on_device(_stored_plan(store)), workers=1)
     with one_blas_thread(), held(folder, part=f"{part}-of-{parts}"):
         watch = Stopwatch()
         total = made.tile_count
@@ -226,7 +227,7 @@ def finish(folder: Path, *, progress: Progress = _quiet, stopped: Callable[[], b
                 fix="prepare it again",
             )
         ledger = Ledger(store, made.run_hash)
-        missing = ledger.missing(_positions(made))
+        missing = ledger.missing(range(made.tile_count), made.cover(made.card).position)
         if missing:
             raise TileError(
                 what=f"{len(missing)} of {made.tile_count} tiles are missing, the first is tile {missing[0]}",
@@ -336,13 +337,14 @@ def run(
     watch: Stopwatch,
     progress: Progress = _quiet,
     stopped: Callable[[], bool] = _never,
+    cluster: str | None = None,
 ) -> tuple[int, dict[int, Record]]:
     """Ingest, calibrate and make all tiles in a prepared work folder: (tiles found done, records of all).
 
     What an earlier run of the same plan has done is kept.
     """
     _ready(store, opened, made, watch, progress, stopped)
-    done = _make_tiles(store, made, range(made.tile_count), "worker", watch, progress, stopped)
+    done = _make_tiles(store, made, range(made.tile_count), "worker", watch, progress, stopped, cluster)
     records = Ledger(store, made.run_hash).records()
     for stage in ("read", "network", "projection", "write"):  # of all tiles, those of earlier sessions too
         watch.add(stage, sum(record.seconds.get(stage, 0.0) for record in records.values()))
@@ -362,11 +364,6 @@ def _ready(
         raise disk_failed("the work folder", error) from error
 
 
-def _positions(made: Plan) -> list[tuple[int, ...]]:
-    cover = made.cover(made.card)
-    return [cover.position(i) for i in range(len(cover))]
-
-
 def _make_tiles(
     store: Store,
     made: Plan,
@@ -375,13 +372,10 @@ def _make_tiles(
     watch: Stopwatch,
     progress: Progress,
     stopped: Callable[[], bool],
+    cluster: str | None = None,
 ) -> int:
     """Make the tiles asked for that are not done yet. Returns how many were done before."""
-    worker = Worker(store.folder, device=made.device, threads=_threads(made))
-    with watch.stage("load"):
-        worker.predictor  # noqa: B018 - loaded here, once, before several threads ask for it
-    missing = set(Ledger(store, made.run_hash).missing(_positions(made)))
-    todo = [tile for tile in wanted if tile in missing]
+    todo = Ledger(store, made.run_hash).missing(wanted, made.cover(made.card).position)
     done = len(wanted) - len(todo)
     progress("tiles", done, len(wanted))
     failures: list[Record] = []
@@ -395,10 +389,26 @@ def _make_tiles(
                 counted[0] += 1
             progress("tiles", counted[0], len(wanted))
 
-    def work(tiles: Sequence[int], number: int) -> None:
-        run_tiles(worker, tiles, writer=f"{writer}-{number}", on_done=on_done, stopped=stopped)
+    store.stop.unlink(missing_ok=True)
+    work = TileWork(str(store.folder.absolute()), made.run_hash, made.device, _threads(made))
+    if todo and (made.workers > 1 or cluster):
+        from pipelines.engine import cluster as engine  # dask takes a second to import
 
-    local.run(work, todo, made.workers)
+        def on_group(records: list[Record]) -> None:
+            for record in records:
+                on_done(record)
+
+        with watch.stage("cluster"), engine.client(cluster, made.workers) as client:
+            engine.run(client, work, todo, on_done=on_group, stopped=stopped, on_stop=store.stop.touch)
+    elif todo:
+        with watch.stage("load"):
+            worker = Worker(store.folder, device=made.device, threads=_threads(made))
+            worker.predictor  # noqa: B018 - loaded here, once, before several threads ask for it
+
+        def share(tiles: Sequence[int], number: int) -> None:
+            run_tiles(worker, tiles, writer=f"{writer}-{number}", on_done=on_done, stopped=stopped)
+
+        local.run(share, todo, made.threads)
     if stopped():
         raise StoppedError(
             what=f"stopped with {counted[0]} of {len(wanted)} tiles done", fix="the same call with --resume goes on"

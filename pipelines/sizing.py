@@ -35,26 +35,17 @@ def fitted(plan: Plan, card: ModelCard) -> Plan:
 
     The tile decides the bytes of a network's product in the last digits, so the workers must not decide the tile.
     """
-    smallest = 0
+    needed = {}
     for tile in TILES[plan.fine.ndim]:
         shard = tuple(_shard_side(plan, a, side) for a, side in enumerate(tile))
-        predicted = predicted_bytes(plan, card, shard, 1)
-        smallest = predicted if not smallest else min(smallest, predicted)
-        if predicted > plan.memory_bytes:
-            continue
-        fitting = [n for n in range(1, plan.workers + 1) if predicted_bytes(plan, card, shard, n) <= plan.memory_bytes]
-        warnings = plan.warnings
-        if fitting[-1] < plan.workers:
-            warnings = (
-                *warnings,
-                f"{fitting[-1]} of {plan.workers} workers fit the memory budget; raise --memory for more",
-            )
-        predicted = predicted_bytes(plan, card, shard, fitting[-1])
-        return replace(plan, shard=shard, predicted_bytes=predicted, workers=fitting[-1], warnings=warnings)
+        needed[shard] = predicted_bytes(replace(plan, workers=1, threads=1), card, shard)
+        if needed[shard] <= plan.memory_bytes:
+            return _staffed(plan, card, shard)
+    least = min(needed.values())
     raise BudgetError(
-        what=f"the smallest tile needs {bytes_text(smallest)}, the budget is {bytes_text(plan.memory_bytes)}",
+        what=f"the smallest tile needs {bytes_text(least)}, the budget is {bytes_text(plan.memory_bytes)}",
         why="nothing can be made in less",
-        fix=f"give --memory {math.ceil(smallest / 1e8) / 10:g}GB",
+        fix=f"give --memory {math.ceil(least / 1e8) / 10:g}GB",
     )
 
 
@@ -62,14 +53,28 @@ def continued(plan: Plan, before: Plan) -> Plan:
     """The plan with the tiles of the run it continues, and as many of its workers as fit the budget with them."""
     if plan.shard == before.shard or len(plan.shard) != len(before.shard):
         return plan
-    card = plan.card
-    needed = {n: predicted_bytes(plan, card, before.shard, n) for n in range(1, plan.workers + 1)}
-    workers = max((n for n, size in needed.items() if size <= plan.memory_bytes), default=1)
+    made = _staffed(plan, plan.card, before.shard)
+    if made.predicted_bytes <= made.memory_bytes:
+        return made
+    text = f"the tiles of the run that is resumed need {bytes_text(made.predicted_bytes)}, more than the budget"
+    return replace(made, warnings=(*made.warnings, text))
+
+
+def _staffed(plan: Plan, card: ModelCard, shard: tuple[int, ...]) -> Plan:
+    """The plan with these tiles, and as many of the workers and then of the threads asked for as fit the budget."""
+
+    def fits(workers: int, threads: int) -> bool:
+        staff = replace(plan, workers=workers, threads=threads)
+        return predicted_bytes(staff, card, shard) <= plan.memory_bytes
+
+    workers = max((n for n in range(1, plan.workers + 1) if fits(n, 1)), default=1)
+    threads = max((n for n in range(1, plan.threads + 1) if fits(workers, n)), default=1)
     warnings = plan.warnings
-    if needed[workers] > plan.memory_bytes:
-        text = f"the tiles of the run that is resumed need {bytes_text(needed[workers])}, more than the budget"
+    if workers < plan.workers:
+        text = f"{workers} of {plan.workers} workers fit the memory budget; raise --memory for more"
         warnings = (*warnings, text)
-    return replace(plan, shard=before.shard, workers=workers, predicted_bytes=needed[workers], warnings=warnings)
+    made = replace(plan, shard=shard, workers=workers, threads=threads, warnings=warnings)
+    return replace(made, predicted_bytes=predicted_bytes(made, card, shard))
 
 
 def _shard_side(plan: Plan, axis: int, side: int) -> int:
@@ -79,8 +84,8 @@ def _shard_side(plan: Plan, axis: int, side: int) -> int:
     return math.ceil(min(side, plan.fine.shape[axis]) / chunk) * chunk
 
 
-def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int], workers: int) -> int:
-    """Upper bound of the resident memory of a run with tiles of `shard` fine samples and so many workers."""
+def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
+    """Upper bound of the resident memory of a run with tiles of `shard` fine samples, all its processes together."""
     tiles = cover(plan, card, shard)
     pieces = [span.pieces() for span in tiles.spans]
     read = math.prod(max(p[0][1] - p[0][0] for p in axis) for axis in pieces)
@@ -88,8 +93,10 @@ def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int], workers: 
     channels = len(plan.channels)
     network = int(card.bytes_per_sample * read + card.bytes_fixed) if card.network else 0
     buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 4)  # read ahead; written, encoded and waiting shards
-    per_worker = estimate * BYTES_PER_ESTIMATE + network + buffers
-    return PROCESS_BYTES["network" if card.network else "floor"] + _spectra_bytes(plan, pieces) + workers * per_worker
+    per_tile = estimate * BYTES_PER_ESTIMATE + network + buffers
+    process = PROCESS_BYTES["network" if card.network else "floor"] + _spectra_bytes(plan, pieces)
+    leader = PROCESS_BYTES["floor"] if plan.workers > 1 else 0  # reads, exports and verifies
+    return leader + plan.workers * (process + plan.threads * per_tile)
 
 
 def _spectra_bytes(plan: Plan, pieces: Sequence[Sequence[tuple[tuple[int, int], ...]]]) -> int:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import zarr
 
 OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
-OWN_FILES = ("job.json", "plan.json", "ingest.json", "calibration.json")
+OWN_FILES = ("stop", "job.json", "plan.json", "ingest.json", "calibration.json")
 """What a run writes in its work folder."""
 
 COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
@@ -64,6 +64,11 @@ class Store:
     def fine(self) -> Path:
         """The group of the fine samples."""
         return self.folder / "fine.zarr"
+
+    @property
+    def stop(self) -> Path:
+        """A file that is there once the run is to stop: its workers may be anywhere."""
+        return self.folder / "stop"
 
     def remove(self) -> None:
         """Remove what a run has written here, and the folder if nothing else is in it."""
@@ -219,14 +224,10 @@ class Ledger:
                     found.append((written_ns, record))
         return {record.tile: record for _, record in sorted(found, key=lambda pair: pair[0])}
 
-    def missing(self, positions: Sequence[tuple[int, ...]]) -> list[int]:
-        """Tiles without a record of this run, or whose shard file is absent or differs from its checksum."""
+    def missing(self, tiles: Sequence[int], position: Callable[[int], tuple[int, ...]]) -> list[int]:
+        """Those without a record of this run, or whose shard file is absent or differs from its checksum."""
         records = self.records()
-        return [
-            index
-            for index, position in enumerate(positions)
-            if index not in records or not self._intact(position, records[index].checksum)
-        ]
+        return [t for t in tiles if t not in records or not self._intact(position(t), records[t].checksum)]
 
     def _intact(self, position: tuple[int, ...], expected: int) -> bool:
         path = self._store.shard_path(position)

@@ -9,7 +9,9 @@ writer thread one tile behind.
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -207,6 +209,40 @@ class Worker:
         matrix = one.crop(Box((rows[0],), (rows[1],)), Box((fine[0],), (fine[1],))).matrices[0]
         assert matrix is not None
         return matrix, self._spectra.of(matrix)
+
+
+@dataclass(frozen=True, slots=True)
+class TileWork:
+    """Makes tiles of a work folder in any process that sees the folder: small and picklable.
+
+    A process keeps the Worker of its last run, with its network loaded (by path, its hash verified).
+    """
+
+    folder: str
+    run: str
+    device: str
+    threads: int
+
+    def worker(self) -> Worker:
+        """The Worker of this process."""
+        return _kept_worker(self)
+
+    def __call__(self, tiles: Sequence[int]) -> list[Record]:
+        """Make the tiles that are not done yet; those that failed have an error. Stops when the folder says so."""
+        worker = self.worker()
+        ledger = Ledger(worker.store, self.run)
+        todo = ledger.missing(tiles, worker.cover.position)  # a lost process may have made some
+        found: list[Record] = []
+        writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+        run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=worker.store.stop.exists)
+        return found
+
+
+@lru_cache(maxsize=1)
+def _kept_worker(work: TileWork) -> Worker:
+    worker = Worker(Path(work.folder), device=work.device, threads=work.threads)
+    worker.predictor  # noqa: B018 - loaded once
+    return worker
 
 
 class _Spectra:

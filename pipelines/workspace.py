@@ -149,7 +149,9 @@ def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
         if (before.run_hash, before.device) != (made.run_hash, made.device):
             own, other = made.to_json(), before.to_json()
             names = [
-                k for k in own if own[k] != other.get(k) and k not in ("workers", "memory_bytes", "predicted_bytes")
+                k
+                for k in own
+                if own[k] != other.get(k) and k not in ("workers", "threads", "memory_bytes", "predicted_bytes")
             ]
             raise InputError(
                 what=f"the work folder belongs to another run (different: {', '.join(names)})",
