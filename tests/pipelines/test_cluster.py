@@ -1,0 +1,143 @@
+"""Tiles on a dask cluster: the same bytes, a bounded window, lost processes, stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+from pipelines import runner
+from pipelines.engine import cluster
+from pipelines.errors import UsageError
+from pipelines.job import Job
+from pipelines.request import Request
+from pipelines.store import Store
+from tests.pipelines.files import Run, smooth, write_raster
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+        ) as here,
+        Client(here) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return write_raster(tmp_path / "image.tif", smooth((2, 400, 380)).astype(np.uint16))
+
+
+def test_a_cluster_makes_the_bytes_of_one_process(run: Run, image: Path, tmp_path: Path, client: Client) -> None:
+    options = ("--model", "floor", "--quiet")
+    assert run("upscale", image, tmp_path / "a.tif", *options)[0] == 0
+    code, _, err = run("upscale", image, tmp_path / "b.tif", *options, "--cluster", client.scheduler.address)
+    assert code == 0, err
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+def test_two_workers_are_two_processes_and_make_the_same_bytes(image: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        command = [sys.executable, "-m", "pipelines.cli", "upscale", image, tmp_path / f"{workers}.tif", "--quiet"]
+        subprocess.run([*command, "--model", "floor", "--workers", str(workers)], check=True, timeout=120)
+    assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "2.tif").read_bytes()
+
+
+def test_no_more_than_a_window_is_ever_submitted(client: Client) -> None:
+    lock, flying, most = threading.Lock(), [0], [0]
+    submit = client.submit
+
+    def counting(*args: object, **options: object) -> object:
+        with lock:
+            flying[0] += 1
+            most[0] = max(most[0], flying[0])
+        return submit(*args, **options)
+
+    def done(_: object) -> None:
+        with lock:
+            flying[0] -= 1
+
+    client.submit = counting  # type: ignore[method-assign]
+    results: list[int] = []
+
+    def on_done(tiles: Sequence[int]) -> None:
+        done(None)
+        results.extend(tiles)
+
+    cluster.run(client, list, range(500), on_done=on_done, stopped=lambda: False, on_stop=lambda: None)
+    assert sorted(results) == list(range(500))
+    assert most[0] <= 2 * cluster.WINDOW
+
+
+def test_a_stop_lets_groups_in_flight_end_and_submits_no_other(client: Client) -> None:
+    stopping = threading.Event()
+    done: list[int] = []
+
+    def slow(tiles: Sequence[int]) -> list[int]:
+        time.sleep(0.1)
+        return list(tiles)
+
+    def on_done(tiles: Sequence[int]) -> None:
+        done.extend(tiles)
+        stopping.set()
+
+    told: list[bool] = []
+    cluster.run(client, slow, range(400), on_done=on_done, stopped=stopping.is_set, on_stop=lambda: told.append(True))
+    assert told == [True]
+    assert 0 < len(done) <= 2 * cluster.WINDOW * cluster.GROUP
+
+
+def test_a_scheduler_that_is_not_there_is_named(run: Run, image: Path, tmp_path: Path) -> None:
+    import dask.config
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        code, _, err = run("upscale", image, tmp_path / "o.tif", "--model", "floor", "--cluster", "tcp://127.0.0.1:9")
+    assert code == 2
+    assert "tcp://127.0.0.1:9" in err
+
+
+def test_a_cluster_file_that_is_not_there_is_named(run: Run, image: Path, tmp_path: Path) -> None:
+    code, _, err = run("upscale", image, tmp_path / "o.tif", "--model", "floor", "--cluster", tmp_path / "none.yaml")
+    assert code == 2
+    assert "none.yaml" in err
+
+
+def test_a_lost_process_costs_only_its_tiles_in_flight(tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "image.tif", smooth((4, 700, 700)).astype(np.uint16))
+    whole = Job(str(image), str(tmp_path / "whole.tif"), Request(model="floor"))
+    runner.carry_out(whole)
+    work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor", workers=2)))
+    command = [sys.executable, "-m", "pipelines.cli", "upscale", str(image), str(tmp_path / "o.tif"), "--quiet"]
+    process = subprocess.Popen(
+        [*command, "--model", "floor", "--workers", "2", "--memory", "3GB", "--resume"], start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    killed = False
+    while process.poll() is None and not killed and time.monotonic() < deadline:
+        names = [path.stem.split("-") for path in (work / "ledger").glob("*.jsonl")]
+        for parts in names:
+            os.kill(int(parts[-2]), signal.SIGKILL)
+            killed = True
+            break
+        time.sleep(0.02)
+    assert killed
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "o.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
+def test_a_bad_cluster_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), cluster.client(str(tmp_path / "x.yaml"), 2):
+        pass
+    assert not Store(tmp_path).stop.exists()
