@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import click
 from pipelines.errors import StoppedError, TruescaleError, UsageError
 from pipelines.screen import (
     Screen,
+    describe_batch,
     describe_check,
     describe_header,
     describe_plan,
@@ -45,6 +47,12 @@ def _replacing(command: Callable[..., None]) -> Callable[..., None]:
     """What may happen to an output or a run that is there."""
     command = click.option("--resume", is_flag=True, help="Go on with a stopped run of the same request.")(command)
     return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(command)
+
+
+def _on_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """Where the work is done."""
+    text = "A dask cluster: tcp://HOST:PORT, or a file like those of configs/clusters."
+    return click.option("--cluster", metavar="ADDRESS|YAML", help=text)(command)
 
 
 def _asked(command: Callable[..., None]) -> Callable[..., None]:
@@ -165,11 +173,7 @@ def truescale(debug: bool) -> None:
 @truescale.command()
 @_asked
 @_replacing
-@click.option(
-    "--cluster",
-    metavar="ADDRESS|YAML",
-    help="A dask cluster: tcp://HOST:PORT, or a file like those of configs/clusters.",
-)
+@_on_cluster
 def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: str | None, **options: Any) -> None:
     """Super-resolve INPUT into OUTPUT, verify the result and report beside it (OUTPUT.report.json).
 
@@ -238,6 +242,44 @@ def _job(source: Path, output: Path, overwrite: bool, resume: bool, options: dic
         overwrite=overwrite,
         resume=resume,
     )
+
+
+@truescale.command()
+@click.argument("jobs", metavar="JOBS.yaml", type=click.Path(path_type=Path))
+@click.option("--workers", metavar="N", type=click.IntRange(1), default=1, help="Inputs at once, each in a process.")
+@_on_cluster
+@click.option("--summary", metavar="PATH", type=click.Path(path_type=Path), help="Default: JOBS.summary.csv and .json.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@click.option("--quiet", is_flag=True)
+def batch(jobs: Path, workers: int, cluster: str | None, summary: Path | None, as_json: bool, quiet: bool) -> None:
+    """Upscale many inputs. One that fails stops no other; called again, it does only what is missing.
+
+    \b
+    truescale batch jobs.yaml --workers 4       where jobs.yaml holds
+        options: {model: floor}                 for all jobs, as for upscale
+        jobs:
+          - {input: "scans/*.nii.gz", output: "products/{name}_iso.nii.gz"}
+          - {input: s2.tif, output: products/s2_5m.tif, scale: 2}
+
+    Paths are relative to the file. Ends with 0 if all is well, else with the largest code of the failed ones.
+    """
+    from pipelines import batch as batches
+    from pipelines import heap
+
+    heap.keep()
+    asked = batches.read_jobs(jobs)
+    with _stoppable() as stopped, Screen(quiet=quiet) as screen:
+        outcomes = batches.run(asked, workers=workers, cluster=cluster, progress=screen.progress, stopped=stopped)
+    batches.write_summary(outcomes, summary or jobs.with_suffix(".summary"))
+    if not quiet:
+        to_stderr(describe_batch(outcomes, len(asked)))
+    if as_json:
+        to_stdout(json.dumps([asdict(outcome) for outcome in outcomes]))
+    code = max((outcome.exit_code for outcome in outcomes), default=0)
+    if code == 0 and len(outcomes) < len(asked):
+        raise StoppedError(what=f"stopped after {len(outcomes)} of {len(asked)} jobs", fix="the same call goes on")
+    if code:
+        sys.exit(code)
 
 
 @truescale.command()

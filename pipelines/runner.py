@@ -156,6 +156,13 @@ def upscale(
     return carry_out(job, source=opened, progress=progress, stopped=stopped, on_plan=on_plan)
 
 
+def planned(job: Job) -> Plan:
+    """What a job would do, without reading a pixel or writing a byte."""
+    with job.open() as opened:
+        like = formats.grid_of(job.like) if job.like else None
+        return on_device(plan(opened, job.request, like=like, paths=job.paths))
+
+
 def carry_out(
     job: Job,
     *,

@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
+    from pipelines.batch import Outcome
     from pipelines.planning import Plan
     from pipelines.report import RunReport
 
@@ -227,6 +228,27 @@ def describe_report(report: RunReport, told: Sequence[str] = ()) -> str:
     lines.append(f"product  {report.output}  by {report.model}")
     lines += [f"warning  {w}" for w in report.warnings if w not in told]
     return "\n".join(lines)
+
+
+def describe_batch(outcomes: Sequence[Outcome], asked: int) -> str:
+    """A row per job, then how many there are of each state."""
+    rows = [
+        [
+            Path(o.output).name,
+            o.state,
+            o.model or "-",
+            "-" if o.seconds is None else f"{o.seconds:.0f}",
+            _ratio(o.consistency_over_noise),
+            o.error,
+        ]
+        for o in outcomes
+    ]
+    states = [f"{sum(o.state == s for o in outcomes)} {s}" for s in ("made", "kept", "failed")]
+    if len(outcomes) < asked:
+        states.append(f"{asked - len(outcomes)} not begun")
+    return (
+        table(["output", "state", "model", "seconds", "over noise", "error"], rows) + f"\ndone     {', '.join(states)}"
+    )
 
 
 def describe_header(found: dict[str, Any]) -> str:

@@ -69,14 +69,15 @@ def _from_yaml(path: Path, workers: int) -> Any:
 
 def run(
     client: Client,
-    work: Callable[[Sequence[int]], Any],
-    todo: Sequence[int],
+    work: Callable[[Sequence[Any]], Any],
+    todo: Sequence[Any],
     *,
     on_done: Callable[[Any], None],
     stopped: Callable[[], bool],
-    on_stop: Callable[[], None],
+    on_stop: Callable[[], None] = lambda: None,
+    most: int = GROUP,
 ) -> None:
-    """Call `work(tiles)` on the cluster for groups of `todo` and hand each result to `on_done`.
+    """Call `work(items)` on the cluster for groups of `todo`, at most `most` in one; each result goes to `on_done`.
 
     on_stop: called once when `stopped` says so; groups in flight are waited for, no other is submitted. A group whose
     process is lost runs again. Raises TileError if it is lost too often.
@@ -85,9 +86,9 @@ def run(
     from distributed.scheduler import KilledWorker
 
     threads = max(1, sum(client.nthreads().values()))
-    size = max(1, min(GROUP, len(todo) // (threads * WINDOW)))
-    groups = iter([todo[k : k + size] for k in range(0, len(todo), size)])
-    pending = as_completed(with_results=False)
+    size = max(1, min(most, len(todo) // (threads * WINDOW)))
+    groups = (todo[k : k + size] for k in range(0, len(todo), size))
+    pending = as_completed()
     told = False
 
     def submit() -> None:
@@ -98,23 +99,19 @@ def run(
     for _ in range(threads * WINDOW):
         submit()
     while not pending.is_empty():
-        if not pending.has_ready():
-            time.sleep(POLL_S)
-            if stopped() and not told:
-                told = True
-                on_stop()
-            continue
-        future = next(pending)
-        try:
-            on_done(future.result())
-        except KilledWorker as error:
-            raise TileError(
-                what="the same tiles have ended several workers",
-                why="they may need more memory than a worker has",
-                fix="see the workers' logs, then run again with --resume",
-            ) from error
         if stopped() and not told:
             told = True
             on_stop()
-        if not told:
+        if not pending.has_ready():
+            time.sleep(POLL_S)
+            continue
+        try:
+            on_done(next(pending).result())
+        except KilledWorker as error:
+            raise TileError(
+                what="the same work has ended several processes of the cluster",
+                why="it may need more memory than they have",
+                fix="see their logs, then run again with --resume",
+            ) from error
+        if not stopped():
             submit()
