@@ -12,6 +12,7 @@ from fractions import Fraction
 from pipelines import card as cards
 from pipelines import sizing
 from pipelines.card import ModelCard
+from pipelines.degradation import profile_between
 from pipelines.errors import GeometryError, InputError, ModelError, UsageError
 from pipelines.grid import Factor, Grid, Orientation, Placement, decimal_fraction, placements
 from pipelines.image import MIN_SLICES, Channel, Header, Told
@@ -253,7 +254,10 @@ def _channel_plan(
 ) -> ChannelPlan:
     image = channel.kind == "image"
     profiles = header.profiles(number, told)
-    spec = tuple(str(p) if place.changed else "same" for p, place in zip(profiles, places, strict=True))
+    spec = tuple(
+        str(profile_between(place, blur)) if place.changed else "same"
+        for blur, place in zip(profiles, places, strict=True)
+    )
     replicated = not image or card.name == "nearest"
     treatment = "nearest" if replicated else "network" if card.network else "interpolate"
     return ChannelPlan(

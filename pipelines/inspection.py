@@ -16,7 +16,7 @@ from pipelines.calibration import noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import UsageError
 from pipelines.grid import Box, Grid, Orientation
-from pipelines.image import Header, Source, Told
+from pipelines.image import Header, Source, Told, TurnedSource
 from pipelines.projection import Residual
 from pipelines.request import parse_noise
 from pipelines.verification import verify
@@ -103,8 +103,9 @@ def _pixels(source: Source) -> tuple[list[dict[str, Any]], list[str]]:
     return numbers, doubts(source.header, found)
 
 
-def _noise(image: ZarrImage, channel: int) -> tuple[float, str]:
+def _noise(given: ZarrImage, channel: int) -> tuple[float, str]:
     """Estimate as a run would make it."""
+    image = TurnedSource(given, Orientation.upright(given.header.grid, given.header.slice_axis))
 
     def read(box: Box) -> tuple[Any, Any]:
         values = image.read(box)[channel : channel + 1]
