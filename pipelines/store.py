@@ -130,10 +130,6 @@ class Store:
         """File of the shard at `position` of the fine array."""
         return self.fine.joinpath("samples", "c", "0", *(str(p) for p in position))
 
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
-
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file whole or not at all. Raises OSError."""
