@@ -326,7 +326,7 @@ def _refuse_empty(found: Statistics, made: Plan) -> None:
         raise InputError(
             what=f"the samples reach {max(extremes):.3g}",
             why=f"beyond {LARGEST:g} their squares are no numbers",
-            fix="check the file and --nodata, or scale the samples",
+            fix="check the file (--nodata, for a raster), or scale the samples",
         )
     if made.model != "nearest" and all(found.minimum[c] == found.maximum[c] for c in images):
         raise InputError(

@@ -72,8 +72,9 @@ class Store:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in OWN_FILES:
             (self.folder / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+        if self.folder.absolute() != Path.cwd():  # nobody's ground is taken away
+            with suppress(OSError):
+                self.folder.rmdir()
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write NAME whole or not at all."""
