@@ -19,7 +19,7 @@ from pipelines.grid import Factor, Grid
 from pipelines.image import ArraySource, Channel, Header
 from pipelines.projection import project
 from pipelines.request import bytes_text
-from tests.pipelines.files import Run, smooth, write_raster
+from tests.pipelines.files import Run, smooth
 from tests.srmed.make_dicom import Series
 
 BROKEN: dict[str, tuple[str, Callable[[Path], object], int]] = {
