@@ -16,12 +16,8 @@ from pipelines.calibration import noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import UsageError
 from pipelines.grid import Box, Grid, Orientation
-<<<<<<< ours
 from pipelines.image import Header, Source, Told, TurnedSource
-=======
-from pipelines.image import Header, Source, Told
 from pipelines.labels import look, told
->>>>>>> theirs
 from pipelines.projection import Residual
 from pipelines.request import parse_noise
 from pipelines.verification import verify
