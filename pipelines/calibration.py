@@ -16,7 +16,7 @@ from scipy.ndimage import minimum_filter
 
 from pipelines import interpolation
 from pipelines.degradation import Degradation, Profile, axis_matrix, width_in_fine
-from pipelines.grid import Box, Placement, fine_length
+from pipelines.grid import Box, Grid, Orientation, Placement, fine_length
 from pipelines.labels import Samples, refuse_labels
 from pipelines.planning import Calibration, ChannelCalibration, Plan
 from pipelines.projection import stable_weight, stein_weight
@@ -66,14 +66,16 @@ MAD_PER_SIGMA = 0.6744897501960817
 
 def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDArray[np.bool_]]]) -> Calibration:
     """The calibration of a plan. read: box -> (samples (c, *box), valid). Raises InputError for a label map."""
-    values, mask = window_samples(plan.coarse.shape, read)
+    upright = Orientation.upright(plan.coarse, plan.slice_axis)
+    shape, read = upright.axes(plan.coarse.shape), turned(read, plan.coarse, upright)
+    values, mask = window_samples(shape, read)
     most_noise = plan.card.noise_over_scale
     channels = []
     for number, channel in enumerate(plan.channels):
         v = values[:, number].astype(np.float64)
         m = mask[:, number]
         if channel.treatment != "nearest":
-            refuse_labels((v, m), plan.coarse.shape, _one_channel(read, number), channel.name)
+            refuse_labels((v, m), shape, _one_channel(read, number), channel.name)
         known = v[m]
         low, middle, high = np.quantile(known, [0.01, 0.5, 0.99]) if known.size else (0.0, 0.0, 0.0)
         if channel.treatment == "nearest":
@@ -82,7 +84,7 @@ def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDAr
             sigma, method = noise_sigma(v, m, rician=channel.noise_model == "rician")
         else:
             sigma, method = float(plan.noise), "told"
-        weight = _weight(plan, number, v, m, sigma) if channel.project else 0.0
+        weight = _weight(plan, upright, number, v, m, sigma) if channel.project else 0.0
         scale = float(high - low) or 1.0
         refined = channel.treatment == "network" and (most_noise is None or sigma / scale <= most_noise)
         channels.append(ChannelCalibration(float(middle), scale, sigma, method, weight, refined))
@@ -95,6 +97,19 @@ def _one_channel(
     def one(box: Box) -> Samples:
         values, valid = read(box)
         return values[number], valid[number]
+
+    return one
+
+
+def turned(
+    read: Callable[[Box], tuple[NDArray[np.floating], NDArray[np.bool_]]], grid: Grid, orientation: Orientation
+) -> Callable[[Box], tuple[NDArray[np.floating], NDArray[np.bool_]]]:
+    """`read` of an array on `grid`, along other axes."""
+    back, shape = orientation.inverse, orientation.axes(grid.shape)
+
+    def one(box: Box) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+        values, valid = read(back.box(box, shape))
+        return orientation.array(values), orientation.array(valid)
 
     return one
 
@@ -217,29 +232,38 @@ def _blocks(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> tuple[NDAr
     return cut(values), np.asarray(cut(valid).all(axis=(1, 2)))
 
 
-def _weight(plan: Plan, channel: int, values: NDArray[np.float64], valid: NDArray[np.bool_], sigma: float) -> float:
-    """The `l` of least Stein risk on the windows that explains them; the least stable one for clean data."""
+def _weight(
+    plan: Plan,
+    upright: Orientation,
+    channel: int,
+    values: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+    sigma: float,
+) -> float:
+    """The `l` of least Stein risk on the windows that explains them; the least stable one for clean data.
+
+    upright: what turned the windows.
+    """
     least = stable_weight(plan.degradation(channel))
     if sigma == 0:
         return least
     shape = values.shape[1:]
-    places = tuple(
-        _window_place(place, n) if place.changed else place for place, n in zip(plan.places, shape, strict=True)
-    )
+    whole = upright.axes(plan.places)
+    places = tuple(_window_place(place, n) if place.changed else place for place, n in zip(whole, shape, strict=True))
     matrices: list[sparse.csr_array | None] = []
     splines: list[sparse.csr_array | None] = []
-    for a, place in enumerate(places):
-        if not plan.places[a].changed:
+    for own, place in zip(upright.order, places, strict=True):
+        if not plan.places[own].changed:
             matrices.append(None)
             splines.append(None)
             continue
-        profile = Profile.parse(plan.channels[channel].spec[a])
-        matrices.append(axis_matrix(place, profile, width_in_fine(profile, plan.coarse, a, place)))
+        profile = Profile.parse(plan.channels[channel].spec[own])
+        matrices.append(axis_matrix(place, profile, width_in_fine(profile, plan.coarse, own, place)))
         splines.append(interpolation.matrix(place, "cubic"))
     fine_shape = tuple(p.fine if m is not None else n for p, m, n in zip(places, matrices, shape, strict=True))
     model = Degradation(shape, fine_shape, tuple(matrices))
-    whole = valid.reshape(len(valid), -1).mean(axis=1) > 0.8
-    chosen = values[whole] if whole.any() else values
+    full = valid.reshape(len(valid), -1).mean(axis=1) > 0.8
+    chosen = values[full] if full.any() else values
     weights, risk, residual = stein_weight(chosen, model, tuple(splines), sigma)
     explained = residual <= EXPLAINED * sigma
     explained[0] = True  # the least weight, if even that leaves more

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 # before NumPy is imported: one BLAS thread a worker, whatever the machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-NOTICE = "Research software, not a medical device."
-
 EXTRAS = {"lightning": "train", "tensorboard": "train", "skimage": "evaluate", "torchmetrics": "evaluate"}
 """Optional packages and the extra that brings them."""
 
@@ -356,14 +354,15 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
 
     truescale plan t2_axial.nii.gz t2_iso.nii.gz --spacing 1 --json
     """
-    del overwrite, resume
     from pipelines import formats, runner
-    from pipelines.workspace import Paths
+    from pipelines.workspace import Paths, check_output
 
+    paths = Paths(output, options["work"], overwrite, resume)
+    check_output(paths, source)
     told = {name: options[name] for name in ("nodata", "slice_thickness")}
     with formats.open_source(source, bands=_bands(options["bands"]), **told) as opened:
         like = formats.grid_of(options["like"]) if options["like"] else None
-        made = runner.plan(opened, _request(options), like=like, paths=Paths(output, options["work"]))
+        made = runner.plan(opened, _request(options), like=like, paths=paths)
     to_stdout(json.dumps(made.summary()) if options["as_json"] else describe_plan(made))
 
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pipelines import card as cards
 from pipelines import sizing
 from pipelines.card import ModelCard
+from pipelines.degradation import profile_between
 from pipelines.errors import GeometryError, InputError, ModelError, UsageError
 from pipelines.grid import Factor, Grid, Orientation, Placement, decimal_fraction, placements
 from pipelines.image import MIN_SLICES, Channel, Header, Told
@@ -20,6 +21,12 @@ from pipelines.request import Request, parse_axes, parse_bytes, parse_noise
 
 BLUR_SLACK = 1.1
 """A blur may be this much beyond what a network was trained for."""
+
+BLUR_LIMITS = (0.1, 4.0)
+"""Widths [samples of the input] that a degradation can be told to have."""
+
+MAX_AXIS = 1_000_000
+"""More fine samples on one axis are refused: no sensor makes them, a damaged header does."""
 
 MAX_SCALE = 16
 """More than this per axis is refused: nothing of the product would be measured."""
@@ -54,6 +61,7 @@ def resolve(
             fix="give the whole stack, or refine in-plane only (like --scale z=1,y=2,x=2)",
         )
     told = request.told
+    _refuse_blur(header, told)
     for place in places:
         if (
             not -place.scale < place.first + (place.coarse - 1) * place.scale
@@ -170,6 +178,13 @@ def _default_factor(header: Header, warnings: list[str]) -> Factor:
 
 
 def _refuse_absurd(factor: Factor, grid: Grid) -> None:
+    for axis, scale, length in zip(grid.axes, factor, grid.shape, strict=True):
+        if length * scale > MAX_AXIS:
+            raise InputError(
+                what=f"axis {axis} would have {int(length * scale)} samples",
+                why=f"more than {MAX_AXIS} are no image of a sensor; the header may be damaged",
+                fix="check the input, or cut it into parts",
+            )
     for axis, scale in zip(grid.axes, factor, strict=True):
         if scale > MAX_SCALE:
             raise UsageError(
@@ -177,6 +192,28 @@ def _refuse_absurd(factor: Factor, grid: Grid) -> None:
                 why=f"above {MAX_SCALE} nothing of the product would be measured",
                 fix="ask for less",
             )
+
+
+def _refuse_blur(header: Header, told: Told) -> None:
+    """Raise UsageError if what was told cannot have made this input."""
+    profile = told.profile
+    if profile is None:
+        return
+    if profile.in_mm and header.domain == "geo":
+        raise UsageError(
+            what=f"the degradation {profile} is in millimetres",
+            why="that is how slices of a volume are told; pixels of a raster are not measured in them",
+            fix="give mtf:M, gaussian:F (in pixels), block or wald",
+        )
+    grid, axis = header.grid, header.slice_axis or 0
+    width = profile.fwhm_coarse(grid.spacing[axis], millimetres=grid.frame.unit == "mm")
+    low, high = BLUR_LIMITS
+    if not low <= width <= high:
+        raise UsageError(
+            what=f"the degradation {profile} is {width:.3g} samples wide",
+            why=f"real ones measure {low:g} to {high:g}; with a wrong width the result is worse than cubic",
+            fix="give another --degradation",
+        )
 
 
 def _card(header: Header, places: Sequence[Placement], request: Request, warnings: list[str]) -> ModelCard:
@@ -254,7 +291,10 @@ def _channel_plan(
 ) -> ChannelPlan:
     image = channel.kind == "image"
     profiles = header.profiles(number, told)
-    spec = tuple(str(p) if place.changed else "same" for p, place in zip(profiles, places, strict=True))
+    spec = tuple(
+        str(profile_between(place, blur)) if place.changed else "same"
+        for blur, place in zip(profiles, places, strict=True)
+    )
     replicated = not image or card.name == "nearest"
     treatment = "nearest" if replicated else "network" if card.network else "interpolate"
     return ChannelPlan(

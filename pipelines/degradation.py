@@ -197,6 +197,14 @@ def along(
     return np.moveaxis(result, 0, axis)
 
 
+def profile_between(place: Placement, blur: Profile) -> Profile:
+    """What the sensor did on one axis: its blur, or nothing but shares of area where samples are only shifted.
+
+    Both lattices are equally fine there: to take the blur back would sharpen what nobody asked to be finer.
+    """
+    return Profile("block") if place.scale == 1 else blur
+
+
 def width_in_fine(profile: Profile, coarse: Grid, axis: int, place: Placement) -> float | None:
     """Width in fine samples of a profile given as a length, None for the others."""
     if not profile.in_mm or profile.value is None:
@@ -225,11 +233,12 @@ class Degradation:
         """The model of a sensor with one profile per axis. Raises GeometryError if the grids do not fit."""
         matrices: list[sparse.csr_array | None] = []
         spec = []
-        for a, (place, profile) in enumerate(zip(placements(coarse, fine), profiles, strict=True)):
+        for a, (place, blur) in enumerate(zip(placements(coarse, fine), profiles, strict=True)):
             if not place.changed:
                 matrices.append(None)
                 spec.append("same")
                 continue
+            profile = profile_between(place, blur)
             matrices.append(_cached_matrix(place, profile, width_in_fine(profile, coarse, a, place)))
             spec.append(str(profile))
         return cls(coarse.shape, fine.shape, tuple(matrices), tuple(spec), noise_sigma)

@@ -70,7 +70,13 @@ def kind_of(path: Path) -> str:
     if name.endswith((".safe", ".safe.zip")):
         raise InputError(what="SAFE products are not read yet", fix="give the band as a GeoTIFF")
     if path.is_dir():
-        return "zarr" if (path / "zarr.json").exists() else "dicom"
+        if (path / "zarr.json").exists():
+            return "zarr"
+        if any(path.glob("*.[tT][iI][fF]*")):
+            raise InputError(
+                what=f"'{path.name}' is a folder of rasters", why="a raster is one file", fix="name one of its GeoTIFFs"
+            )
+        return "dicom"
     if path.stat().st_size == 0:
         raise InputError(what=f"'{path.name}' is empty", fix="fetch it again")
     if name.endswith((".nii", ".nii.gz")):

@@ -24,6 +24,9 @@ SPACING_DIGITS = 6
 SAME_PLACE = 1e-3
 """Two positions closer than this share of a sample are one: scanners write 3 to 6 decimals."""
 
+ROUNDED = 1e-2
+"""Lattices that part by no more than this share of a sample from end to end are one: files round their spacing."""
+
 ROTATION_LIMIT_RAD = 1e-3
 """Axes that differ by more than this angle are not parallel."""
 
@@ -265,6 +268,20 @@ class Orientation:
         order = max(permutations(range(grid.ndim)), key=lambda o: sum(share[a, o[a]] for a in range(grid.ndim)))
         return cls(order, tuple(bool(step[a, o] < 0) for a, o in enumerate(order)))
 
+    @classmethod
+    def upright(cls, grid: Grid, first: int | None) -> Self:
+        """What turns a volume onto the axes of its world, whatever order and direction it is stored in.
+
+        first: the axis that comes first (the slices), then the other axes as they lie in the world. None: as it is.
+        """
+        if first is None:
+            return cls(tuple(range(grid.ndim)), (False,) * grid.ndim)
+        directions = grid.affine[:-1, :-1] / np.linalg.norm(grid.affine[:-1, :-1], axis=0)
+        main = np.abs(directions).argmax(axis=0)  # world axis of each index axis
+        others = sorted((a for a in range(grid.ndim) if a != first), key=lambda a: (-main[a], a))
+        order = (first, *others)
+        return cls(order, tuple(bool(directions[main[a], a] < 0) for a in order))
+
     @property
     def turns(self) -> bool:
         """False if every array stays as it is."""
@@ -356,10 +373,17 @@ def _require_one_frame(grid: Grid, other: Grid) -> None:
         )
 
 
+def _shift(offset: float) -> Fraction:
+    """A shift in samples, whole where a file's rounding is all that it lacks."""
+    whole = round(offset)
+    return Fraction(whole) if abs(offset - whole) <= ROUNDED else Fraction(float(offset)).limit_denominator(10**6)
+
+
 def placements(coarse: Grid, fine: Grid) -> tuple[Placement, ...]:
     """One Placement per axis, from the two affines. Raises GeometryError unless the axes are parallel, in one order.
 
-    A pair made by `rescaled` gives exact fractions; any other pair is rounded to 1e-9 samples, far below SAME_PLACE.
+    A pair made by `rescaled` gives exact fractions; any other pair is rounded to 1e-9 samples, far below SAME_PLACE,
+    but spacings that are one up to the rounding of a file are one.
     """
     _require_one_frame(coarse, fine)
     step = np.linalg.solve(fine.affine, coarse.affine)  # coarse index -> fine index
@@ -377,6 +401,9 @@ def placements(coarse: Grid, fine: Grid) -> tuple[Placement, ...]:
         s = Fraction(float(scales[a])).limit_denominator(20000)
         if abs(float(s) - scales[a]) * m > 1e-6:  # not a ratio of spacings: keep it to rounding
             s = Fraction(float(scales[a])).limit_denominator(10**9)
+        if abs(scales[a] - 1) * max(m, n) <= ROUNDED:
+            result.append(Placement(m, n, Fraction(1), _shift(step[a, -1] + (scales[a] - 1) * (m - 1) / 2)))
+            continue
         centred = (s - 1) / 2 + (n - m * s) / 2
         first = (
             centred

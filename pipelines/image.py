@@ -233,6 +233,12 @@ class ArraySource(Source):
     def __init__(self, samples: NDArray[np.generic], header: Header) -> None:
         d = header.grid.ndim
         array = np.asarray(samples)
+        if np.iscomplexobj(array):
+            raise InputError(
+                what="the array is complex",
+                why="super-resolution speaks of one value per sample",
+                fix="give its magnitude",
+            )
         array = array[None] if array.ndim == d else array
         if array.shape != (len(header.channels), *header.grid.shape):
             raise InputError(

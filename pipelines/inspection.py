@@ -16,7 +16,8 @@ from pipelines.calibration import noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import UsageError
 from pipelines.grid import Box, Grid, Orientation
-from pipelines.image import Header, Source, Told
+from pipelines.image import Header, Source, Told, TurnedSource
+from pipelines.labels import look, told
 from pipelines.projection import Residual
 from pipelines.request import parse_noise
 from pipelines.verification import verify
@@ -32,7 +33,10 @@ SAME_SPACING = 1.001
 def inspect(
     path: str | Path, *, pixels: bool = False, bands: Sequence[int] | None = None, nodata: float | None = None
 ) -> dict[str, Any]:
-    """Everything the header says, as plain values; pixels: also the valid fraction, range and noise per channel."""
+    """Everything the header says, as plain values.
+
+    pixels: also the valid fraction, range and noise per channel, and what the samples say against the header.
+    """
     with formats.open_source(path, bands=tuple(bands) if bands else None, nodata=nodata) as source:
         header = source.header
         found: dict[str, Any] = {
@@ -88,7 +92,9 @@ def _pixels(source: Source) -> tuple[list[dict[str, Any]], list[str]]:
     """Numbers per channel, and what they say against the header."""
     total = int(np.prod(source.header.grid.shape))
     with _ingested(source) as (image, found):
-        noise = [_noise(image, c) for c in range(len(source.header.channels))]
+        upright = _upright(image)
+        noise = [_noise(upright, c) for c in range(len(source.header.channels))]
+        labels = [line for c in range(len(source.header.channels)) for line in _labels(upright, c)]
     numbers = [
         {
             "channel": channel.name,
@@ -100,20 +106,45 @@ def _pixels(source: Source) -> tuple[list[dict[str, Any]], list[str]]:
         }
         for c, channel in enumerate(source.header.channels)
     ]
-    return numbers, doubts(source.header, found)
+    return numbers, doubts(source.header, found) + labels
 
 
-def _noise(image: ZarrImage, channel: int) -> tuple[float, str]:
-    """Estimate as a run would make it."""
+def _upright(image: Source) -> Source:
+    """The image as a run looks at it: slices first, along the axes of its world."""
+    return TurnedSource(image, Orientation.upright(image.header.grid, image.header.slice_axis))
+
+
+def _noise(image: Source, channel: int) -> tuple[float, str]:
+    """Estimate as a run would make it, from an upright image."""
+    values, valid = window_samples(image.header.grid.shape, _reader(image, channel))
+    rician = image.header.channels[channel].noise_model == "rician"
+    return noise_sigma(values[:, 0].astype(np.float64), valid[:, 0], rician=rician)
+
+
+def _labels(image: Source, channel: int) -> list[str]:
+    """What a run would refuse an image channel with if it is a label map."""
+    if image.header.channels[channel].kind != "image":
+        return []
+    shape, read = image.header.grid.shape, _reader(image, channel)
+
+    def one(box: Box) -> tuple[Any, Any]:
+        values, valid = read(box)
+        return values[0], valid[0]
+
+    values, valid = window_samples(shape, read)
+    found = look((values[:, 0], valid[:, 0]), shape, one)
+    return [f"{told(image.header.channels[channel].name, found)}: use --model nearest"] if found.labels else []
+
+
+def _reader(image: Source, channel: int) -> Callable[[Box], tuple[Any, Any]]:
+    """Reads samples (1, *box) of one channel, 0 where they are not valid, and which are."""
 
     def read(box: Box) -> tuple[Any, Any]:
         values = image.read(box)[channel : channel + 1]
         known = np.isfinite(values)
         return np.where(known, values, 0), known
 
-    values, valid = window_samples(image.header.grid.shape, read)
-    rician = image.header.channels[channel].noise_model == "rician"
-    return noise_sigma(values[:, 0].astype(np.float64), valid[:, 0], rician=rician)
+    return read
 
 
 def check(
@@ -134,7 +165,7 @@ def check(
     Raises UsageError if the two do not have the same channels, GeometryError if their grids do not fit.
     """
     noise = parse_noise(noise)
-    told = Told(Profile.parse(degradation) if degradation else None, slice_thickness)
+    said = Told(Profile.parse(degradation) if degradation else None, slice_thickness)
     chosen = tuple(bands) if bands else None
     with (
         formats.open_source(product) as made,
@@ -150,7 +181,7 @@ def check(
         to_input = Orientation.onto(fine, given.header.grid)
         _refuse_coarser(to_input.grid(fine), given.header.grid)
         models: list[Degradation | None] = [
-            given.header.degradation(to_input.grid(fine), c, told) if channel.kind == "image" else None
+            given.header.degradation(to_input.grid(fine), c, said) if channel.kind == "image" else None
             for c, channel in enumerate(given.header.channels)
         ]
         if not any(model is not None and model.changed for model in models):
@@ -161,7 +192,7 @@ def check(
                 fix="name the product first, its input after --against",
             )
         sigmas = [
-            (0.0, "none") if m is None else _noise(observed, c) if noise == "auto" else (float(noise), "told")
+            (0.0, "none") if m is None else _noise(_upright(observed), c) if noise == "auto" else (float(noise), "told")
             for c, m in enumerate(models)
         ]
         result = verify(

@@ -21,9 +21,6 @@ POLE = np.sqrt(3.0) - 2.0
 PREFILTER_REACH = 22
 """Taps of the prefilter on each side: POLE ** 22 is 3e-13."""
 
-EDGE_PAD = 12
-"""SciPy holds the edge for 12 samples before it mirrors; this keeps the two equal to 1e-7."""
-
 REACH = {"nearest": 1, "linear": 1, "cubic": 13}
 """Coarse samples on each side that a fine sample depends on, to 1e-7 for the cubic."""
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from pipelines.degradation import Degradation, along, well_conditioned
+from pipelines.errors import InputError
 
 ILL_CONDITIONED_WEIGHT = 1e-4
 """Least `l`, over the largest eigenvalue, where slices overlap so much that A A^T cannot be inverted."""
@@ -133,7 +134,14 @@ def project(
     """The estimate (..., *fine), changed as little as possible so that it explains `observed` (..., *coarse).
 
     weight: `l >= 0`; 0 fits the measurement exactly (clean data). solver: a Solver of the same degradation and weight.
+    Raises InputError for invalid samples: one would spread along its row and column.
     """
+    if not (np.isfinite(observed).all() and np.isfinite(estimate).all()):
+        raise InputError(
+            what="some samples are not finite",
+            why="the projection would spread them",
+            fix="fill them first and mask the result, as upscale_array does",
+        )
     solver = solver or Solver(degradation, max(weight, stable_weight(degradation)))
     residual = np.asarray(observed, np.float64) - degradation.forward(estimate)
     image = np.asarray(estimate, np.float64) + solver.correction(residual)

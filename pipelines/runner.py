@@ -37,6 +37,9 @@ from pipelines.worker import TileWork, Worker, run_tiles
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
+LARGEST = 1e15
+"""Samples beyond this are a fault of the file."""
+
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total) often; must be quick and thread-safe."""
 
@@ -482,6 +485,13 @@ def _refuse_empty(found: Statistics, made: Plan) -> None:
     images = [c for c, channel in enumerate(made.channels) if channel.treatment != "nearest"] or [0]
     if not any(found.valid[c] for c in images):
         raise InputError(what="the input has no valid sample", fix="check --nodata and the file")
+    extremes = [abs(v) for c in images for v in (found.minimum[c], found.maximum[c]) if v is not None]
+    if max(extremes, default=0.0) > LARGEST:
+        raise InputError(
+            what=f"the samples reach {max(extremes):.3g}",
+            why=f"beyond {LARGEST:g} their squares are no numbers",
+            fix="check the file (--nodata, for a raster), or scale the samples",
+        )
     if made.model != "nearest" and all(found.minimum[c] == found.maximum[c] for c in images):
         raise InputError(
             what=f"every valid sample of the input is {found.minimum[images[0]]:g}",

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipelines.card import ModelCard
 from pipelines.errors import BudgetError
+from pipelines.interpolation import PREFILTER_REACH
 from pipelines.planning import Plan, cover
 from pipelines.request import bytes_text
 
@@ -94,9 +95,19 @@ def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     network = int(card.bytes_per_sample * read + card.bytes_fixed) if card.network else 0
     buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 4)  # read ahead; written, encoded and waiting shards
     per_tile = estimate * BYTES_PER_ESTIMATE + network + buffers
-    process = PROCESS_BYTES["network" if card.network else "floor"] + _spectra_bytes(plan, pieces)
+    process = PROCESS_BYTES["network" if card.network else "floor"] + _spectra_bytes(plan, pieces) + _matrix_bytes(plan)
     leader = PROCESS_BYTES["floor"] if plan.workers > 1 else 0  # reads, exports and verifies
     return leader + plan.workers * (process + plan.threads * per_tile)
+
+
+def _matrix_bytes(plan: Plan) -> int:
+    """Matrices of whole axes: the spline's, and one per blur, with what it takes to build them."""
+    blurs = len({channel.spec for channel in plan.channels})
+    changed = [place for place in plan.places if place.changed]
+    spline = sum(place.fine * (2 * PREFILTER_REACH) for place in changed)
+    blur = max((plan.degradation(0).support[a] for a, p in enumerate(plan.places) if p.changed), default=0)
+    rows = sum(place.coarse * math.ceil(2 * blur * place.scale) for place in changed)
+    return 12 * (3 * spline + (blurs + 3) * rows)
 
 
 def _spectra_bytes(plan: Plan, pieces: Sequence[Sequence[tuple[tuple[int, int], ...]]]) -> int:

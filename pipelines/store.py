@@ -76,8 +76,9 @@ class Store:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in OWN_FILES:
             (self.folder / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+        if self.folder.absolute() != Path.cwd():  # nobody's ground is taken away
+            with suppress(OSError):
+                self.folder.rmdir()
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write NAME whole or not at all."""
@@ -133,10 +134,6 @@ class Store:
     def shard_path(self, position: Sequence[int]) -> Path:
         """File of the shard at `position` of the fine array."""
         return self.fine.joinpath("samples", "c", "0", *(str(p) for p in position))
-
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
 
 
 def write_whole(path: Path, text: str) -> None:

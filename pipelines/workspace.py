@@ -41,7 +41,7 @@ class Paths:
     @property
     def work_folder(self) -> Path:
         """The work folder in use."""
-        return self.work or self.output.with_name(self.output.name + ".work")
+        return (self.work or self.output.with_name(self.output.name + ".work")).absolute()
 
 
 def check_output(paths: Paths, source: object) -> None:
@@ -58,6 +58,8 @@ def check_output(paths: Paths, source: object) -> None:
         raise UsageError(
             what=f"'{output.name}' is a {'folder' if output.is_dir() else 'file'}", fix="name another output"
         )
+    if not paths.work_folder.resolve().name:
+        raise UsageError(what="the work folder is the root of the disk", fix="name another with --work")
     if paths.work_folder.exists() and not paths.work_folder.is_dir():
         raise UsageError(what=f"the work folder '{paths.work_folder.name}' is a file", fix="name another with --work")
 
@@ -183,6 +185,7 @@ def held(folder: Path, part: str = "") -> Iterator[None]:
     it ends. A file system without locks has only the file beside the folder: who made it holds it, and what a killed
     process left must be removed by hand.
     """
+    folder = folder.resolve()  # one name for one folder
     with ExitStack() as stack:
         stack.enter_context(_lock(folder.with_name(folder.name + ".lock"), shared=bool(part)))
         if part:

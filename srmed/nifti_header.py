@@ -72,8 +72,6 @@ PRODUCT = re.compile(rb"truescale \d")
 CT_INTERCEPT = -1000
 """16-bit samples with an intercept at or below this are Hounsfield units."""
 
-EXACT_IN_FLOAT32 = 2**24
-
 
 @dataclass(frozen=True, slots=True)
 class NiftiFile:
@@ -261,8 +259,6 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
         problems.append(f"{label}: taken as a label map, its samples are repeated and not interpolated")
     if PRODUCT.match(file.header["descrip"].item()):
         problems.append("this is already a super-resolved product")
-    if file.stored.newbyteorder("=").name in ("int32", "uint32"):
-        problems.append(f"32-bit integers: values above {EXACT_IN_FLOAT32} lose their last digits")
     channel = Channel(
         name="label" if label else "intensity",
         profiles=scan.profiles,

@@ -12,9 +12,11 @@ from scipy import ndimage
 from pipelines import runner
 from pipelines.calibration import ROUNDING, noise_sigma, windows
 from pipelines.degradation import Profile
+from pipelines.grid import Orientation
 from pipelines.image import ArraySource
 from pipelines.planning import Calibration
-from tests.pipelines.test_runner import _scene, made, raster
+from pipelines.store import Store
+from tests.pipelines.test_runner import _scene, made, raster, volume
 
 RNG = np.random.default_rng(11)
 
@@ -128,3 +130,22 @@ def test_more_noise_than_the_network_knows_gives_the_floor_and_says_so(tmp_path:
         ArraySource(scene, raster((64, 64), bands=2)), tmp_path / "o.zarr", scale=2, model="lattice-geo", noise=noise
     )
     assert any("more noise" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)])
+@pytest.mark.parametrize("back", [(), (0, 2), (0, 1, 2)])
+def test_the_order_in_which_a_volume_is_stored_changes_nothing(
+    tmp_path: Path, order: tuple[int, ...], back: tuple[int, ...]
+) -> None:
+    header = volume((14, 60, 50), 4.0, 4.0)
+    truth = _scene(header.grid.shape) + np.random.default_rng(2).normal(0, 9, header.grid.shape)
+    orientation = Orientation(order, tuple(a in back for a in range(3)))
+    plain, plan, _ = made(tmp_path / "a", truth, header, scale="4x1x1", noise="auto")
+    stored = header.turned(orientation)
+    scale = "x".join("4" if axis == 0 else "1" for axis in order)
+    other, turned_plan, _ = made(tmp_path / "b", orientation.array(truth), stored, scale=scale, noise="auto")
+    first, second = (Calibration.from_json(Store(tmp_path / name).read_json("calibration.json") or {}) for name in "ab")
+    assert second.channels[0].noise_sigma == pytest.approx(first.channels[0].noise_sigma, rel=1e-9)
+    assert second.channels[0].weight == pytest.approx(first.channels[0].weight, rel=1e-9)
+    assert plan.model == turned_plan.model
+    assert np.abs(orientation.array(plain[0]) - other[0]).max() <= 1e-5 * np.ptp(truth)

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from pipelines import formats
 from pipelines.calibration import windows
@@ -70,11 +71,42 @@ def test_land_cover_is_labels(scene: np.ndarray, count: int) -> None:
     assert looks_like_labels(codes[classes(smooth, count)].astype(float))
 
 
-def test_a_parcellation_of_many_regions_is_labels() -> None:
-    seeds = np.random.default_rng(2).uniform(0, 60, (60, 3))
-    grid = np.stack(np.meshgrid(*[np.arange(60)] * 3, indexing="ij"), axis=-1)
-    apart = [np.sum((grid - seed) ** 2, axis=-1) for seed in seeds]
-    assert looks_like_labels((1 + np.argmin(apart, axis=0)).astype(float))
+@pytest.mark.parametrize("count", [9, 12, 20])
+def test_land_cover_classified_pixel_by_pixel_is_labels(scene: np.ndarray, count: int) -> None:
+    cover = np.random.default_rng(count).permutation(count)[classes(scene[0], count)]
+    assert looks_like_labels(cover.astype(float))
+
+
+@pytest.mark.parametrize(("count", "depth"), [(60, 60), (116, 30)])
+def test_a_parcellation_of_many_regions_is_labels(count: int, depth: int) -> None:
+    seeds = np.random.default_rng(2).uniform(0, (depth, 60, 60), (count, 3))
+    grid = np.stack(np.meshgrid(np.arange(depth), *[np.arange(60)] * 2, indexing="ij"), axis=-1)
+    near = cKDTree(seeds).query(grid)[1]
+    assert looks_like_labels(1.0 + near)
+    ids = np.cumsum(np.random.default_rng(3).integers(1, 90, count))
+    assert looks_like_labels(ids[near].astype(float))
+
+
+def test_vertebrae_that_touch_are_labels() -> None:
+    z, y, x = np.indices((30, 200, 60))
+    spine = np.where((np.hypot(z - 15, x - 30) < 12) & (y >= 4), 1 + y // 10, 0)
+    assert looks_like_labels(spine.astype(float))
+
+
+@pytest.mark.parametrize("highest", [9, 20, 40, 90])
+@pytest.mark.parametrize("sigma", [5.0, 20.0])
+def test_a_smooth_surface_in_whole_metres_is_no_label_map(highest: int, sigma: float) -> None:
+    ground = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=(300, 300)), sigma)
+    ground = (ground - ground.min()) / np.ptp(ground)
+    for relief in (ground, ground**3, np.maximum(2 * ground - 1, 0)):  # hills, an upland, an island
+        for step in (1, 10):
+            assert not looks_like_labels(np.rint(relief * highest) * step)
+
+
+@pytest.mark.parametrize("levels", [24, 40])
+def test_an_enlarged_scene_of_few_levels_is_no_label_map(scene: np.ndarray, levels: int) -> None:
+    coarse = np.rint(scene[0, :150, :150] / scene[0].max() * levels)
+    assert not looks_like_labels(np.kron(coarse, np.ones((4, 4))))
 
 
 def test_a_mask_that_no_window_sees_is_labels() -> None:
@@ -110,7 +142,7 @@ def test_a_ramp_is_no_label_map() -> None:
 
 @pytest.mark.parametrize(("count", "refused"), [(1900, True), (2100, False)])
 def test_many_whole_numbers_in_flat_regions_are_an_image(count: int, refused: bool) -> None:
-    cells = np.arange(1, 32 * 128 + 1).reshape(32, 128) % count + 1
+    cells = np.random.default_rng(5).permutation(32 * 128).reshape(32, 128) % count + 1
     values = np.repeat(np.repeat(cells, 12, 0), 12, 1).astype(float)
     assert census([(values, np.ones(values.shape, bool))], 2).labels is refused
 
@@ -120,6 +152,17 @@ def test_random_order_has_no_flatness() -> None:
     found = census([(noise, np.ones(noise.shape, bool))], 2)
     assert found.count == 5
     assert np.abs(found.flatness).max() < 0.02
+    assert found.unrelated == pytest.approx(1, abs=0.02)
+
+
+def test_unrelated_is_the_difference_beyond_the_least_step() -> None:
+    stripes = np.repeat([0.0, 10.0, 20.0, 30.0], 25)  # a least step everywhere; labels in this order look the same
+    image = np.tile(stripes, (100, 1))
+    assert census([(image, np.ones(image.shape, bool))], 2).unrelated == 0
+    swapped = np.repeat([0.0, 20.0, 30.0, 10.0], 25)  # differences of 2, 1, 2 steps; of any two, 10 / 6
+    image = np.tile(swapped, (100, 1))
+    found = census([(image, np.ones(image.shape, bool))], 2)
+    assert found.unrelated == pytest.approx((5 / 3 - 1) / (10 / 6 - 1))
 
 
 def test_invalid_samples_are_not_counted() -> None:
@@ -174,10 +217,20 @@ def test_a_band_of_classes_among_images_is_refused(run: Run, tmp_path: Path, sce
     assert "band 2" in err
 
 
+def test_inspect_with_pixels_says_what_looks_like_labels(run: Run, tmp_path: Path, scene: np.ndarray) -> None:
+    cover = classes(ndimage.gaussian_filter(scene[0], 1.0), 6)
+    path = write_raster(tmp_path / "stack.tif", np.stack([scene[0], cover]).astype(np.uint16))
+    assert not any("label map" in line for line in json.loads(run("inspect", path, "--json")[1])["problems"])
+    problems = json.loads(run("inspect", path, "--pixels", "--json")[1])["problems"]
+    said = [line for line in problems if "looks like a label map" in line]
+    assert len(said) == 1
+    assert "band 2" in said[0]
+
+
 @pytest.mark.data
 def test_no_real_image_is_taken_for_labels(data: Path) -> None:
     taken = []
-    for path in sorted([*data.glob("med/volumes/train/*.nii.gz"), *data.glob("geo/scenes/train/*/*.tif")]):
+    for path in sorted([*data.glob("med/volumes/*/*.nii.gz"), *data.glob("geo/scenes/*/*/*.tif")]):
         with formats.open_source(path) as source:
             values = source.read(Box.whole(source.header.grid.shape))
             for channel, samples in zip(source.header.channels, values, strict=True):

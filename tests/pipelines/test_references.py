@@ -12,6 +12,7 @@ import pytest
 import rasterio
 from pydicom.dataset import Dataset
 from rasterio.transform import Affine
+from scipy import ndimage
 
 from tests.pipelines.files import Run, smooth, write_raster
 from tests.srmed.make_dicom import Series
@@ -167,3 +168,38 @@ def test_series_of_different_frames_of_reference_have_no_grid_in_common(run: Run
     assert code == 2
     assert "frame of reference" in err
     assert run("verify", tmp_path / "0.nii.gz", "--against", thick, "--quiet")[0] == 0
+
+
+@pytest.mark.parametrize("factor", [0.999999, 1.000001, 0.99998, 1.00002])
+def test_a_spacing_that_a_file_has_rounded_is_the_same_spacing(
+    run: Run, thick: Path, tmp_path: Path, factor: float
+) -> None:
+    common = ("--model", "floor", "--quiet", "--noise", "0", "--json")
+    code, out, _ = run("upscale", thick, tmp_path / "a.nii.gz", *common)
+    plain = json.loads(out.splitlines()[-1])
+    a = nib.load(tmp_path / "a.nii.gz")
+    rounded = a.affine @ np.diag([factor, factor, 1, 1])
+    nib.save(nib.Nifti1Image(np.asarray(a.dataobj), rounded), tmp_path / "like.nii.gz")
+    code, out, err = run("upscale", thick, tmp_path / "b.nii.gz", *common, "--like", tmp_path / "like.nii.gz")
+    assert code == 0, err
+    report = json.loads(out.splitlines()[-1])
+    assert report["channels"][0]["degradation"] == plain["channels"][0]["degradation"]
+    assert np.allclose(nib.load(tmp_path / "b.nii.gz").get_fdata(), a.get_fdata(), rtol=0, atol=0.1)
+
+
+def test_an_axis_that_is_only_shifted_is_not_sharpened(run: Run, thick: Path, tmp_path: Path) -> None:
+    common = ("--model", "floor", "--quiet", "--noise", "0", "--json")
+    run("upscale", thick, tmp_path / "a.nii.gz", *common)
+    a = nib.load(tmp_path / "a.nii.gz")
+    shifted = a.affine @ nib.affines.from_matvec(np.eye(3), [0.3, 0, 0])
+    nib.save(nib.Nifti1Image(np.asarray(a.dataobj), shifted), tmp_path / "like.nii.gz")
+    code, out, err = run("upscale", thick, tmp_path / "b.nii.gz", *common, "--like", tmp_path / "like.nii.gz")
+    assert code == 0, err
+    report = json.loads(out.splitlines()[-1])
+    assert "gaussian" not in report["channels"][0]["degradation"]
+    assert report["consistency_rmse"] <= 1e-2
+    plain = a.get_fdata()[2:-2]
+    moved = ndimage.shift(a.get_fdata(), (-0.3, 0, 0), order=3, mode="nearest")[2:-2]
+    product = nib.load(tmp_path / "b.nii.gz").get_fdata()[2:-2]
+    assert np.diff(product, axis=0).std() <= 1.15 * np.diff(plain, axis=0).std()  # 1.4 with the blur taken back
+    assert np.sqrt(np.mean((product - moved) ** 2)) <= 0.1 * plain.std()

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import rasterio
+from rasterio.transform import Affine
 
+from pipelines.degradation import Profile
+from pipelines.errors import InputError
+from pipelines.grid import Factor, Grid
+from pipelines.image import ArraySource, Channel, Header
+from pipelines.projection import project
 from pipelines.request import bytes_text
 from tests.pipelines.files import Run, smooth
 from tests.srmed.make_dicom import Series
@@ -115,6 +123,9 @@ USAGE: dict[str, tuple[list[str], int]] = {
     "no workers": (["--workers", "0"], 2),
     "negative thickness": (["--slice-thickness", "-3"], 2),
     "unknown option": (["--frobnicate"], 2),
+    "a blur wider than any sensor's": (["--degradation", "slice:400"], 2),
+    "a blur narrower than any sensor's": (["--degradation", "slice:0.1"], 2),
+    "the disk as work folder": (["--work", "/"], 2),
 }
 
 
@@ -251,3 +262,63 @@ def test_a_misspelt_keyword_names_the_function(thick: Path, tmp_path: Path) -> N
 def test_small_amounts_are_not_zero() -> None:
     amounts = {3_210_000_000: "3.21 GB", 45_600_000: "45.6 MB", 12_300: "12.3 KB", 17: "17 bytes"}
     assert {n: bytes_text(n) for n in amounts} == amounts
+
+
+def test_a_degradation_in_millimetres_means_nothing_for_a_raster(run: Run, scene: Path, tmp_path: Path) -> None:
+    code, _, err = run("upscale", scene, tmp_path / "o.tif", "--model", "floor", "--degradation", "slice:40")
+    assert code == 2
+    assert "millimetres" in err
+
+
+def test_a_relative_work_folder_is_found(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--work", ".", "--quiet")[0] == 0
+    assert (tmp_path / "here" / "plan.json").is_file()
+
+
+@pytest.mark.parametrize("output", ["t2.nii.gz", "none/o.nii.gz", "o.xyz"])
+def test_plan_refuses_what_upscale_refuses(run: Run, thick: Path, tmp_path: Path, output: str) -> None:
+    for command in ("plan", "upscale"):
+        assert run(command, thick, tmp_path / output, "--model", "floor")[0] == 2
+
+
+def test_a_folder_of_rasters_is_no_series(run: Run, scene: Path, tmp_path: Path) -> None:
+    code, _, err = run("upscale", scene.parent, tmp_path / "o.tif")
+    assert code == 3
+    assert "folder of rasters" in err
+
+
+def test_samples_beyond_numbers_are_refused(run: Run, thick: Path, tmp_path: Path) -> None:
+    given = nib.load(thick)
+    samples = given.get_fdata()
+    samples[3, 4, 5] = 1e200
+    nib.save(nib.Nifti1Image(samples, given.affine), tmp_path / "huge.nii")
+    code, _, err = run("upscale", tmp_path / "huge.nii", tmp_path / "o.nii", "--model", "floor")
+    assert code == 3
+    assert "1e+200" in err
+    assert not list(tmp_path.glob("o.nii*"))
+
+
+def test_an_axis_that_no_sensor_makes_is_refused(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "long.tif"
+    options = {"width": 1, "height": 900_000, "count": 1, "dtype": "uint8", "sparse_ok": True}
+    with rasterio.open(image, "w", driver="GTiff", crs="EPSG:32632", transform=Affine(10, 0, 0, 0, -10, 0), **options):
+        pass
+    code, _, err = run("plan", image, tmp_path / "o.tif")
+    assert code == 3
+    assert "axis y" in err
+
+
+def test_complex_arrays_and_holes_in_a_bare_projection_are_refused() -> None:
+    grid = Grid("yx", (8, 8), np.diag([-10.0, 10.0, 1.0]))
+    header = Header(grid, (Channel("b", (Profile("block"),) * 2),))
+    with pytest.raises(InputError, match="complex"):
+        ArraySource(np.ones((8, 8), complex), header)
+    fine = grid.rescaled(Factor((Fraction(2), Fraction(2))))
+    observed = np.ones((8, 8))
+    observed[2, 3] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        project(np.ones((16, 16)), observed, header.degradation(fine))
