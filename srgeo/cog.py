@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,9 @@ class CogSink:
                 why="the metadata of each band comes from the input",
             )
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            folder = path.with_name(f".{path.name}.partial")
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            folder.mkdir()
         except OSError as error:
             raise _export_error(path, error) from error
         try:

@@ -355,3 +355,11 @@ def test_classes_without_a_palette_get_no_averaged_overviews(tmp_path: Path) -> 
     copy_product(path, tmp_path / "o.tif")
     with opened(tmp_path / "o.tif") as after:
         assert set(np.unique(after.read(1, out_shape=(600, 600)))) <= {3, 10, 40}
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".o.tif.partial"
+    left.mkdir()
+    (left / "plain.tif").write_bytes(b"half")
+    copy_product(write_tif(tmp_path / "a.tif", pixels()), tmp_path / "o.tif", 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "o.tif"]
