@@ -189,12 +189,17 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
 
 def _faces(plan: Plan) -> str:
     """Where the field of view of the product differs from the input's."""
+    unit = plan.coarse.frame.unit
     moved = [
-        f"{axis} {low:+.3g} and {high:+.3g} {plan.coarse.frame.unit}"
+        f"{axis} {_beyond(low, unit)} and {_beyond(high, unit)}"
         for axis, (low, high) in zip(plan.coarse.axes, plan.faces_moved, strict=True)
         if low or high
     ]
-    return f"outside the input's: {', '.join(moved)}" if moved else "those of the input"
+    return f"against the input's: {', '.join(moved)}" if moved else "those of the input"
+
+
+def _beyond(distance: float, unit: str) -> str:
+    return "equal" if not distance else f"{abs(distance):.3g} {unit} {'beyond' if distance > 0 else 'inside'}"
 
 
 def _fact_text(name: str, fact: dict[str, Any]) -> str:

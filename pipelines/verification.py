@@ -25,6 +25,7 @@ PART_SIDE = 256
 """Side of the parts of an image, in its own samples, unless they would be more than `PARTS` on an axis."""
 
 PARTS = 64
+"""Parts of an image on an axis, at most."""
 
 
 class Tally:
@@ -59,8 +60,8 @@ class Tally:
 
     def correlation(self, channel: int) -> float | None:
         """Of neighbours along the fastest axis: near 0 where the residual is noise; None of nothing."""
-        mean_square = self.total(channel).rms ** 2
-        return float(self._lagged[channel] / self._pairs[channel] / mean_square) if mean_square else None
+        mean_square, pairs = self.total(channel).rms ** 2, self._pairs[channel]
+        return float(self._lagged[channel] / pairs / mean_square) if mean_square and pairs else None
 
     def total(self, channel: int) -> Residual:
         """Of one channel."""
@@ -164,10 +165,14 @@ def verify(
             [max(p * s, a) - a for p in range(cut.start, cut.stop)]
             for cut, a, s in zip(parts, box.start, sides, strict=True)
         ]
+        cropped: dict[tuple[int, ...], Degradation] = {}  # channels of one blur share their matrices
         for c, model in enumerate(models):
             if model is None:
                 continue
-            inner, beside = _differences(y[c], x[c], model.crop(rows, columns))
+            shared = tuple(id(matrix) for matrix in model.matrices)
+            if shared not in cropped:
+                cropped[shared] = model.crop(rows, columns)
+            inner, beside = _differences(y[c], x[c], cropped[shared])
             result.inner.add(c, parts, edges, back.array(inner))
             if beside is not None:
                 result.beside.add(c, parts, edges, back.array(beside))

@@ -256,7 +256,7 @@ def test_a_misspelt_keyword_names_the_function(thick: Path, tmp_path: Path) -> N
     import pipelines as ts
 
     with pytest.raises(TypeError, match=r"upscale\(\)"):
-        ts.upscale(thick, tmp_path / "o.nii.gz", scal=2)  # type: ignore[call-arg]
+        ts.upscale(thick, tmp_path / "o.nii.gz", scal=2)  # type: ignore[call-arg]  # the typo is the test
 
 
 def test_small_amounts_are_not_zero() -> None:

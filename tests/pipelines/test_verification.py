@@ -105,3 +105,14 @@ def test_the_correlation_of_the_residual_tells_noise_from_structure(smoothing: f
     checked = verify(product, ArraySource(model.forward(truth) + 10 * noise, header), [model])
     found = checked.inner.correlation(0)
     assert found == pytest.approx(expected, abs=0.06)
+
+
+def test_a_residual_without_neighbours_has_no_correlation() -> None:
+    grid = Grid("yx", (30, 1), np.diag([-10.0, 10.0, 1.0]), Frame("m", "projected", "EPSG:32632"))
+    fine = grid.rescaled(Factor((Fraction(2), Fraction(1))))
+    header = Header(grid, (Channel("B1", (Profile.parse("block"),) * 2),), dtype="float32")
+    model = header.degradation(fine)
+    product = ArraySource(smooth(fine.shape), replace(header, grid=fine))
+    checked = verify(product, ArraySource(np.zeros(grid.shape), header), [model])
+    assert checked.inner.total(0).rms > 0
+    assert checked.inner.correlation(0) is None

@@ -49,7 +49,7 @@ def test_a_vrt_is_refused_under_any_name(tmp_path: Path, name: str) -> None:
         ("https://example.org/a.tif", "remote"),
         ("s3://bucket/a.tif", "remote"),
         ("s3:/bucket/a.tif", "remote"),
-        ("file:///tmp/a.tif", "remote"),
+        ("file:///data/a.tif", "remote"),
         ("/vsicurl/https://example.org/a.tif", "remote"),
         ("/vsizip/a.zip/a.tif", "remote"),
         ("/vsimem/a.tif", "remote"),
