@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.errors import ModelError
+
+if TYPE_CHECKING:
+    from pipelines.grid import Placement
 
 _INSTALLED = Path(__file__).parent / "configs"
 
@@ -26,15 +29,25 @@ DOMAINS = ("med", "geo", "any")
 INTERPOLATIONS = ("nearest", "linear", "cubic")
 AXES = ("through-plane", "image", "any")
 
+BETWEEN = 2
+"""Coarse samples on each side of the nearest one that interpolating a residual touches."""
+
+
+def finest(scales: Sequence[Fraction | float]) -> int | None:
+    """The axis that is refined, and more than any other; None without one."""
+    most = max(scales)
+    return list(scales).index(most) if most > 1 and list(scales).count(most) == 1 else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """All that planning needs to know about a model.
 
     interpolation: the estimate the residual is added to; project: whether the projection follows unless told otherwise;
-    network, options: family in `pipelines.networks` and its shape, None without one; axes: 'through-plane' (exactly one
-    axis of a volume), 'image' (both axes of a raster, same scale) or 'any'; scales: least and largest it was trained
-    for; blur_fwhm_coarse: the same of the blur [coarse samples]; noise_over_scale: most noise it was trained for, over
+    network, options: family in `pipelines.networks` and its shape, None without one; axes: 'through-plane' (one axis of
+    a volume; the others may be cut, shifted or refined less), 'image' (both axes of a raster, same scale) or 'any';
+    scales: least and largest it was trained for; blur_fwhm_coarse: the same of the blur [coarse samples];
+    noise_over_scale: most noise it was trained for, over
     the 1st to 99th percentile of the samples; halo, multiple_of: coarse samples, the upsampled axis
     of a volume first; bytes_per_sample: peak working bytes per coarse sample read and channel, bytes_fixed: what comes
     on top whatever the size; sha256: of weights_file; figures: measured gains; training: what it cost.
@@ -102,13 +115,16 @@ class ModelCard:
         """The safetensors file, None without a network."""
         return self.folder / self.weights_file if self.folder and self.weights_file else None
 
-    def reach(self, changed: Sequence[bool]) -> tuple[int, ...]:
-        """The network's halo per axis, in array order, for the axes that are upsampled (0 without a network)."""
+    def reach(self, places: Sequence[Placement]) -> tuple[int, ...]:
+        """The network's halo per axis, in array order (0 without a network)."""
         if not self.network:
-            return (0,) * len(changed)
+            return (0,) * len(places)
         if self.axes == "through-plane":
-            return tuple(self.halo[0] if c else self.halo[1] for c in changed)
-        return tuple(self.halo[: len(changed)])
+            axis = finest([place.scale for place in places])
+            return tuple(
+                self.halo[0] if a == axis else self.halo[1] + BETWEEN * place.changed for a, place in enumerate(places)
+            )
+        return tuple(self.halo[: len(places)])
 
     def suits(self, scales: Sequence[Fraction | float]) -> str:
         """'' if the network can upsample by these scales (one per axis), else the reason why not."""
@@ -116,8 +132,11 @@ class ModelCard:
         low, high = self.scales
         if not self.network or not changed:
             return ""
-        if self.axes == "through-plane" and (len(scales) != 3 or len(changed) != 1):
-            return f"{self.id} upsamples exactly one axis of a volume"
+        if self.axes == "through-plane":
+            axis = finest(scales) if len(scales) == 3 else None
+            if axis is None:
+                return f"{self.id} refines one axis of a volume, and that more than the others"
+            changed = [float(scales[axis])]
         if self.axes == "image" and (len(scales) != 2 or len(set(changed)) != 1 or len(changed) != 2):
             return f"{self.id} upsamples both axes of an image by the same scale"
         if any(not low <= s <= high for s in changed):

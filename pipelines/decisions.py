@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from pipelines import card as cards
 from pipelines import sizing
-from pipelines.card import ModelCard
+from pipelines.card import ModelCard, finest
 from pipelines.degradation import profile_between
 from pipelines.errors import GeometryError, InputError, ModelError, UsageError
 from pipelines.grid import Factor, Grid, Orientation, Placement, decimal_fraction, placements
@@ -242,16 +242,18 @@ def _card(header: Header, places: Sequence[Placement], request: Request, warning
             what=f"the input must not go through a network: {refusal.value}",
             fix="use --model floor, or --model nearest for classes",
         )
+    reasons = []
     for card in reversed(cards.available()):  # the newest version of a name comes last
-        if card.network and not _misfit(card, header, places):
-            blur = _unknown_blur(card, header, places, request.told)
-            if blur:
-                warnings.append(f"{blur}: made with the floor")
-                return cards.find("floor")
+        if not card.network or card.domain not in ("any", header.domain):
+            continue
+        reason = _misfit(card, header, places) or _unknown_blur(card, header, places, request.told)
+        if not reason:
             card.verify()
             return card
+        reasons.append(reason)
     if header.domain:
-        warnings.append("no shipped network fits this domain, scale and axes: made with the floor (cubic + projection)")
+        reason = reasons[0] if reasons else "no network was trained for it"
+        warnings.append(f"made with the floor (cubic + projection): {reason}")
     return cards.find("floor")
 
 
@@ -259,10 +261,11 @@ def _misfit(card: ModelCard, header: Header, places: Sequence[Placement]) -> str
     """Why a network cannot make this product, '' if it can."""
     if card.domain not in ("any", header.domain):
         return f"it was trained for domain '{card.domain}', the input is '{header.domain or 'bare arrays'}'"
-    changed = tuple(a for a, p in enumerate(places) if p.changed)
-    if card.axes == "through-plane" and changed != (header.slice_axis,):
-        return "it refines the slice axis alone"
-    return card.suits([p.scale for p in places])
+    scales = [p.scale for p in places]
+    if card.axes == "through-plane" and (header.slice_axis is None or finest(scales) != header.slice_axis):
+        slices = "" if header.slice_axis is None else f" ({header.grid.axes[header.slice_axis]})"
+        return f"{card.id} refines the slice axis{slices}, and that more than the others"
+    return card.suits(scales)
 
 
 def _unknown_blur(card: ModelCard, header: Header, places: Sequence[Placement], told: Told) -> str:
@@ -270,9 +273,10 @@ def _unknown_blur(card: ModelCard, header: Header, places: Sequence[Placement], 
     if card.blur_fwhm_coarse is None:
         return ""
     low, high = card.blur_fwhm_coarse[0] / BLUR_SLACK, card.blur_fwhm_coarse[1] * BLUR_SLACK
+    most = max(place.scale for place in places)
     for number, channel in enumerate(header.channels):
         for a, profile in enumerate(header.profiles(number, told)):
-            if channel.kind != "image" or not places[a].changed:
+            if channel.kind != "image" or places[a].scale != most:  # what else is refined is interpolated
                 continue
             width = profile.fwhm_coarse(header.grid.spacing[a], millimetres=header.grid.frame.unit == "mm")
             if not low <= width <= high:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import card as cards
-from pipelines.card import ModelCard
+from pipelines.card import ModelCard, finest
 from pipelines.degradation import Degradation, Profile
 from pipelines.grid import Grid, Orientation, Placement, placements
 from pipelines.image import working_dtype
@@ -219,8 +219,8 @@ def cover(plan: Plan, card: ModelCard, shard: Sequence[int]) -> Cover:
     models = list({channel.spec: plan.degradation(c) for c, channel in enumerate(plan.channels)}.values())
     reaches = [model.reach for model in models]
     projected = any(channel.project for channel in plan.channels)
-    changed = [place.changed for place in plan.places]
-    halo = card.reach(changed)
+    halo = card.reach(plan.places)
+    refined = finest([place.scale for place in plan.places])
     spans = []
     for a, place in enumerate(plan.places):
         spans.append(
@@ -230,16 +230,16 @@ def cover(plan: Plan, card: ModelCard, shard: Sequence[int]) -> Cover:
                 support=max(m.support[a] for m in models) if projected else 0,
                 reach=max(reach[a] for reach in reaches) if projected else 0,
                 halo=max(PREFILTER_REACH + 3 if place.changed else 0, halo[a]),
-                multiple_of=_multiple_of(card, changed[a], a),
+                multiple_of=_multiple_of(card, a == refined, a),
             )
         )
     return Cover(tuple(spans))
 
 
-def _multiple_of(card: ModelCard, changed: bool, axis: int) -> int:
+def _multiple_of(card: ModelCard, refined: bool, axis: int) -> int:
     """What read boxes are aligned to on an axis, because the network folds it."""
     if not card.multiple_of:
         return 1
     if card.axes == "through-plane":
-        return card.multiple_of[0] if changed else card.multiple_of[1]
+        return card.multiple_of[0] if refined else card.multiple_of[1]
     return card.multiple_of[axis]

@@ -146,11 +146,11 @@ class Worker:
         return {c: refined[k] for k, c in enumerate(chosen)}
 
     def _blur(self, channel: int) -> float:
-        """Full width at half maximum of the blur of the upsampled axes, in coarse samples."""
-        spec = next(text for text in self.plan.channels[channel].spec if text != "same")
-        axis = self.plan.channels[channel].spec.index(spec)
-        grid = self.plan.coarse
-        return Profile.parse(spec).fwhm_coarse(grid.spacing[axis], millimetres=grid.frame.unit == "mm")
+        """Full width at half maximum of the blur of the axis that is refined most, in coarse samples."""
+        scales = [place.scale for place in self.places]
+        axis, grid = scales.index(max(scales)), self.plan.coarse
+        profile = Profile.parse(self.plan.channels[channel].spec[axis])
+        return profile.fwhm_coarse(grid.spacing[axis], millimetres=grid.frame.unit == "mm")
 
     def _interpolate(self, tile: Tile, window: Window, channel: int, kind: str) -> NDArray[np.float64]:
         """The base estimate on `estimate`, in input units."""

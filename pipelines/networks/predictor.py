@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.card import ModelCard
+from pipelines.card import BETWEEN, ModelCard, finest
 from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition
@@ -81,6 +81,39 @@ class _Axis:
         return max(self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """How a residual on lattice indices first, first + 1, ... is interpolated on an axis: Catmull-Rom, 4 taps.
+
+    At the lattice points themselves it changes nothing.
+    """
+
+    first: int
+    weights: Array
+
+    @classmethod
+    def of(cls, axis: _Axis) -> _Between:
+        first, last = axis.low - BETWEEN, axis.high + BETWEEN
+        weights = np.zeros((len(axis.rows), last - first + 1), np.float32)
+        for n, (row, phase) in enumerate(zip(axis.rows, axis.phases, strict=True)):
+            low = row if phase >= 0 else row - 1
+            t = float(phase if phase >= 0 else phase + 1)
+            taps = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
+            weights[n, low - 1 - first : low + 3 - first] = np.array(taps) / 2
+        return cls(first, weights)
+
+    def applied(self, image: Array, axis: int) -> Array:
+        return np.asarray(np.moveaxis(np.tensordot(self.weights, image, (1, axis)), 0, axis))
+
+
+def _replaced(write: Box, between: dict[int, _Between]) -> Box:
+    """The box with lattice indices on the axes that are interpolated afterwards."""
+    start, stop = list(write.start), list(write.stop)
+    for a, own in between.items():
+        start[a], stop[a] = own.first, own.first + own.weights.shape[1]
+    return Box(tuple(start), tuple(stop))
+
+
 class LatticePredictor:
     """A Predictor (see `pipelines.networks`) of one network on one device."""
 
@@ -104,18 +137,25 @@ class LatticePredictor:
         return (1,) * len(self.halo)
 
     def reach(self, places: tuple[Placement, ...]) -> tuple[int, ...]:
-        """Halo per axis of the array that `places` describe."""
-        changed = [p.changed for p in places]
-        wanted = 1 if self.options.phases == 1 else 2
-        if len(places) != len(self.halo) or sum(changed) != wanted:
-            kind = "one axis of a volume" if wanted == 1 else "both axes of an image"
+        """Halo per axis of the array that `places` describe.
+
+        A volume's other axes may be cut, shifted or refined less: there the residual is interpolated.
+        """
+        changed = sum(p.changed for p in places)
+        of_volume = self.options.phases == 1
+        axis = finest([p.scale for p in places])
+        fits = axis is not None if of_volume else changed == 2
+        if len(places) != len(self.halo) or not fits:
+            kind = "one axis of a volume most" if of_volume else "both axes of an image"
             raise ModelError(
-                what=f"this network upsamples {kind}, not {sum(changed)} of {len(places)} axes",
+                what=f"this network upsamples {kind}, not {changed} of {len(places)} axes",
                 fix="choose another model or scale",
             )
-        if wanted == 2:
+        if not of_volume:
             return self.halo
-        return tuple(self.halo[0] if c else self.halo[1] for c in changed)
+        return tuple(
+            self.halo[0] if a == axis else self.halo[1] + BETWEEN * place.changed for a, place in enumerate(places)
+        )
 
     def residual(
         self, samples: Array, read: Box, write: Box, places: tuple[Placement, ...], condition: Condition
@@ -124,13 +164,21 @@ class LatticePredictor:
         halo = self.reach(places)
         axes = {a: _Axis.of(p, write.start[a], write.stop[a]) for a, p in enumerate(places) if p.changed}
         self._refuse_short(read, write, axes, halo)
+        axis = finest([p.scale for p in places])
         result = np.empty((len(samples), *write.shape), np.float32)
         with torch.inference_mode():
             for c, (blur, noise) in enumerate(zip(condition.blur_fwhm_coarse, condition.noise_over_scale, strict=True)):
-                scale = float(next(p.scale for p in places if p.changed))
+                scale = float(max(p.scale for p in places))
                 told = torch.tensor(condition_features(scale, blur, noise), dtype=torch.float64)
                 if self.options.phases == 1:
-                    self._volume(samples[c], read, write, next(iter(axes.items())), told, result[c])
+                    assert axis is not None
+                    between = {a: _Between.of(own) for a, own in axes.items() if a != axis}
+                    inner = _replaced(write, between)
+                    target = np.empty(inner.shape, np.float32) if between else result[c]
+                    self._volume(samples[c], read, inner, (axis, axes[axis]), told, target)
+                    for a, own in between.items():
+                        target = own.applied(target, a)
+                    result[c] = target
                 else:
                     result[c] = self._image(samples[c], read, axes[0], axes[1], told)
         return result

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from pipelines.card import BUILT_IN, CONFIGS, ModelCard, available, find
 from pipelines.errors import ModelError
+from pipelines.grid import Placement
 
 
 def bundle(folder: Path, **changes: object) -> ModelCard:
@@ -81,8 +83,17 @@ def test_the_reason_against_a_scale_names_the_trained_range(tmp_path: Path) -> N
 
 def test_the_halo_follows_the_upsampled_axis(tmp_path: Path) -> None:
     card = bundle(tmp_path)
-    assert card.reach((False, False, True)) == (29, 29, 8)
-    assert BUILT_IN["floor"].reach((True, True)) == (0, 0)
+    same, cut = Placement(20, 20, Fraction(1), Fraction(0)), Placement(20, 10, Fraction(1), Fraction(-5))
+    thick = Placement(9, 36, Fraction(4), Fraction(3, 2))
+    assert card.reach((same, same, thick)) == (29, 29, 8)
+    assert card.reach((thick, same, cut)) == (8, 29, 31), "a residual that is interpolated needs two samples more"
+    assert BUILT_IN["floor"].reach((thick, thick)) == (0, 0)
+
+
+def test_the_axis_that_is_refined_most_is_the_networks(tmp_path: Path) -> None:
+    card = bundle(tmp_path)
+    assert not card.suits((4, 1.016, 1))
+    assert "more than the others" in card.suits((2, 2, 1))
 
 
 def test_the_shipped_bundles_are_whole_and_small() -> None:

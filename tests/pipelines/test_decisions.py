@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from pipelines import runner
 from pipelines.decisions import resolve
-from pipelines.grid import Grid
+from pipelines.grid import Factor, Grid
 from pipelines.image import ArraySource, Header
 from pipelines.planning import Plan
 from pipelines.request import Request
@@ -55,13 +56,30 @@ def test_a_blur_no_network_knows_gives_the_floor_and_says_so() -> None:
     [
         ("4x1x1", "lattice-mri-1.0"),
         ("5/2x1x1", "lattice-mri-1.0"),
-        ("4x2x1", "floor"),
+        ("4x2x1", "lattice-mri-1.0"),
+        ("2x2x1", "floor"),
         ("9x1x1", "floor"),
         ("1x2x1", "floor"),
     ],
 )
 def test_the_default_model_suits_the_axes_of_a_volume(scale: str, model: str) -> None:
     assert _plan(volume((20, 40, 40), 4.0, 4.0), scale=scale).model == model
+
+
+def test_a_reference_that_cuts_the_plane_keeps_the_network() -> None:
+    header = volume((20, 40, 40), 4.0, 4.0)
+    whole = header.grid.rescaled(Factor((Fraction(4), Fraction(1), Fraction(1))))
+    move = np.eye(4)
+    move[1:3, 3] = 10, 7.4  # whole samples on one axis, a part of one on the other
+    part = Grid("zyx", (80, 25, 30), whole.affine @ move, whole.frame)
+    plan = resolve(header, "same", Request(), reference=part, cores=2, version="test")
+    assert plan.model == "lattice-mri-1.0"
+    assert [place.changed for place in plan.places] == [True, True, True]
+
+
+def test_no_network_for_these_axes_is_told_with_the_reason() -> None:
+    plan = _plan(volume((20, 40, 40), 4.0, 4.0), scale="2x2x2")
+    assert any("lattice-mri-1.0 refines the slice axis (z), and that more than the others" in w for w in plan.warnings)
 
 
 @pytest.mark.parametrize(

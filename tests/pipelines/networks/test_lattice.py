@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -131,6 +132,31 @@ def test_tiles_of_an_image_equal_the_whole(scale: Fraction, monkeypatch: pytest.
     assert np.abs(residual(net, samples, places, write) - whole[:, *write.slices]).max() <= 1e-5
 
 
+def test_a_cut_of_the_plane_is_a_part_of_the_whole() -> None:
+    places = volume_places()
+    net, samples = predictor(VOLUME), scene(places)
+    whole = residual(net, samples, places)
+    cut = (places[0], Placement(20, 11, SHARED, Fraction(-6)), places[2])
+    assert np.abs(residual(net, samples, cut) - whole[:, :, 6:17]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("scale", [Fraction(1), Fraction(127, 125), Fraction(2)])
+def test_a_residual_between_the_samples_of_the_plane_is_interpolated(scale: Fraction) -> None:
+    shifted = Placement(20, math.floor(20 * scale), scale, Fraction(2, 5))
+    thick, _, across = volume_places()
+    places = (thick, shifted, across)
+    net, samples = predictor(VOLUME), scene(places)
+    whole = residual(net, samples, places)
+    write = Box((5, 4, 3), (30, 17, 20))
+    assert np.abs(residual(net, samples, places, write) - whole[:, *write.slices]).max() <= 1e-5
+    on_lattice = residual(net, samples, volume_places())
+    u = np.array([float(c) for c in shifted.coordinates(5, 14)])
+    neighbours = [on_lattice[:, :, np.floor(u).astype(int) + k] for k in range(2)]
+    low, high = np.minimum(*neighbours), np.maximum(*neighbours)
+    spread = np.abs(on_lattice).max()
+    assert ((whole[:, :, 5:14] >= low - 0.3 * spread) & (whole[:, :, 5:14] <= high + 0.3 * spread)).all()
+
+
 def test_any_subset_of_fine_planes_has_the_same_bytes() -> None:
     places = volume_places(Fraction(25, 6))
     net, samples = predictor(VOLUME), scene(places)
@@ -187,7 +213,7 @@ def test_a_read_box_without_the_halo_is_refused(options: LatticeOptions, places:
 
 
 def test_axes_that_do_not_suit_are_refused() -> None:
-    with pytest.raises(ModelError, match="one axis of a volume, not 2 of 3"):
+    with pytest.raises(ModelError, match="one axis of a volume most, not 2 of 3"):
         predictor(VOLUME).reach((placement(9, Fraction(2)), placement(9, Fraction(2)), placement(9, SHARED)))
     with pytest.raises(ModelError, match="both axes of an image, not 1 of 3"):
         predictor(IMAGE).reach(volume_places())
