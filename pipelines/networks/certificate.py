@@ -31,7 +31,7 @@ def certify(predictor: Predictor, card: ModelCard) -> None:
     if card.digest in _CERTIFIED:
         return
     places = _places(card)
-    stated = card.reach([p.changed for p in places])
+    stated = card.reach(places)
     for axis, halo in enumerate(stated):
         reach = max(_reach(predictor, places, stated, axis, shift) for shift in (0, 1))
         if reach != halo:
