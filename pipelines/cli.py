@@ -203,9 +203,19 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: 
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come."""
+    """Whether SIGINT or SIGTERM has come; a second SIGINT ends the process where it is."""
     stop = threading.Event()
-    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            # nothing is cleared away: what is done counts at the next --resume, what is half-done is made again
+            os.write(2, b"error    stopped at once. The same call with --resume goes on.\n")
+            os._exit(StoppedError.exit_code)
+        if number == signal.SIGINT:
+            os.write(2, b"stopping once the tiles in hand are done; again to stop at once\n")
+        stop.set()
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop.is_set
     finally:

@@ -7,7 +7,9 @@ that truescale runs itself; a library must not change its host's allocator.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 """Names of mallopt's parameters in glibc's malloc.h."""
@@ -30,7 +32,19 @@ def keep() -> bool:
     return all(done == 1 for done in set_to)
 
 
-def trim() -> None:
-    """Give back what is free now: after the tiles, before the product is written."""
-    if platform.libc_ver()[0] == "glibc":
+def trim(above_bytes: int = 0) -> None:
+    """Give back what is free, if more than `above_bytes` are resident.
+
+    Between the stages of a run, so that the largest counts and not their sum; between tiles only near the limit, for a
+    kept heap fragments slowly and what is given back must be faulted in again.
+    """
+    if resident_bytes() > above_bytes and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is resident; a huge number where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 1 << 62

@@ -216,6 +216,10 @@ class Sink(Protocol):
         ...
 
 
+SLAB_SAMPLES = 4 << 20
+"""Samples of all channels that are read, written or compared at a time."""
+
+
 def slabs(shape: tuple[int, ...], max_samples: int) -> Iterator[Box]:
     """Boxes that cover an array along its slowest axis, each at most `max_samples` (or one slice thick)."""
     per_slice = int(np.prod(shape[1:], dtype=np.int64))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipelines import decisions, formats
+from pipelines import decisions, formats, heap
 from pipelines.calibration import calibrate
 from pipelines.engine import local
 from pipelines.errors import InputError, StoppedError, TileError, UsageError
@@ -318,7 +318,9 @@ def _finish(
 
     product = WatchedSource(_product(store, opened.header, made), step("export"))
     with watch.stage("export"):
+        heap.trim()
         counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
+        heap.trim()
     try:
         report_path(paths.output).unlink(missing_ok=True)  # it spoke of another product
         with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
@@ -370,6 +372,7 @@ def _ready(
             _ingest(store, opened, made, progress, stopped)
         with watch.stage("calibrate"):
             _calibrate(store, made)
+        heap.trim()
     except OSError as error:
         raise disk_failed("the work folder", error) from error
 

@@ -8,15 +8,31 @@ from dataclasses import replace
 
 from pipelines.card import ModelCard
 from pipelines.errors import BudgetError
+from pipelines.image import SLAB_SAMPLES
 from pipelines.interpolation import PREFILTER_REACH
 from pipelines.planning import Plan, cover
 from pipelines.request import bytes_text
 
-PROCESS_BYTES = {"floor": 800_000_000, "network": 1_200_000_000}
-"""Memory whatever the tile: the program (without and with torch), and the slabs of reading, export and verification."""
+PROCESS_BYTES = {"floor": 130_000_000, "network": 450_000_000}
+"""The program alone, without and with torch (measured with its build for CPUs)."""
 
-BYTES_PER_ESTIMATE = 60
-"""Peak bytes per fine sample and channel of the interpolation and projection (float64, several copies; measured)."""
+SLAB_BYTES = 24
+"""Peak bytes per sample of a slab that is ingested, exported or verified (measured)."""
+
+FILE_BYTES = 64_000_000
+"""What the libraries of file formats keep, GDAL's cache first."""
+
+WINDOWS_SAMPLES = 1_250_000
+"""Samples of the windows of calibration, at most."""
+
+CALIBRATE_BYTES = (25_000_000, 30)
+"""The patches that noise is read from and the blocks that labels are looked for in; and per sample of the windows."""
+
+HEAP_SLACK = 1.2
+"""What lies unused between what is used."""
+
+BYTES_PER_ESTIMATE = {1: 36, 2: 48, 3: 48}
+"""Peak bytes per fine sample of interpolating and projecting a channel along so many axes (float64; measured)."""
 
 SPECTRA_BYTES = 128_000_000
 """Memory for eigenvectors of the projection that are kept for later tiles."""
@@ -87,17 +103,39 @@ def _shard_side(plan: Plan, axis: int, side: int) -> int:
 
 def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     """Upper bound of the resident memory of a run with tiles of `shard` fine samples, all its processes together."""
-    tiles = cover(plan, card, shard)
-    pieces = [span.pieces() for span in tiles.spans]
+    files = int(HEAP_SLACK * _file_bytes(plan))
+    process = process_bytes(plan, card, shard)
+    if plan.workers == 1:
+        return max(process, PROCESS_BYTES["network" if card.network else "floor"] + files)
+    return PROCESS_BYTES["floor"] + files + plan.workers * process
+
+
+def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
+    """The same of one process that makes tiles."""
+    pieces = [span.pieces() for span in cover(plan, card, shard).spans]
     read = math.prod(max(p[0][1] - p[0][0] for p in axis) for axis in pieces)
     estimate = math.prod(max(p[2][1] - p[2][0] for p in axis) for axis in pieces)
+    channels, axes = len(plan.channels), max(1, sum(place.changed for place in plan.places))
+    network = 0
+    if card.network:  # its samples, normalised in float64, then its features and all residuals
+        features = int(card.bytes_per_sample * read + card.bytes_fixed)
+        network = 4 * channels * (read + estimate) + max(12 * channels * read, features)
+    buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 3)  # read ahead; made, waiting and encoded shards
+    tile = buffers + max(network, 4 * channels * estimate * bool(network) + estimate * BYTES_PER_ESTIMATE[axes])
+    at_once = min(plan.threads, math.prod(len(axis) for axis in pieces))
+    used = _matrix_bytes(plan) + _spectra_bytes(plan, pieces) + at_once * tile
+    return PROCESS_BYTES["network" if card.network else "floor"] + int(HEAP_SLACK * used)
+
+
+def _file_bytes(plan: Plan) -> int:
+    """The largest of what ingest, calibration, export and verification hold: one after the other."""
     channels = len(plan.channels)
-    network = int(card.bytes_per_sample * read + card.bytes_fixed) if card.network else 0
-    buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 4)  # read ahead; written, encoded and waiting shards
-    per_tile = estimate * BYTES_PER_ESTIMATE + network + buffers
-    process = PROCESS_BYTES["network" if card.network else "floor"] + _spectra_bytes(plan, pieces) + _matrix_bytes(plan)
-    leader = PROCESS_BYTES["floor"] if plan.workers > 1 else 0  # reads, exports and verifies
-    return leader + plan.workers * (process + plan.threads * per_tile)
+    coarse, fine = plan.coarse.shape, plan.fine.shape
+    thinnest = math.prod(fine[1:]) * math.ceil(fine[0] / coarse[0])  # fine samples of one coarse row or slice
+    slab = min(max(SLAB_SAMPLES, thinnest * channels), math.prod(fine) * channels)
+    windows = min(math.prod(coarse), WINDOWS_SAMPLES)
+    calibrated = CALIBRATE_BYTES[0] + CALIBRATE_BYTES[1] * windows + 5 * channels * windows
+    return max(slab * SLAB_BYTES + min(FILE_BYTES, plan.output_bytes), calibrated)
 
 
 def _matrix_bytes(plan: Plan) -> int:

@@ -15,11 +15,8 @@ from numpy.typing import NDArray
 
 from pipelines.degradation import Degradation
 from pipelines.grid import Box, Orientation
-from pipelines.image import Source, TurnedSource
+from pipelines.image import SLAB_SAMPLES, Source, TurnedSource
 from pipelines.projection import Residual
-
-SLAB_SAMPLES = 16_000_000
-"""Fine samples of all channels that are held at once, about."""
 
 PART_SIDE = 256
 """Side of the parts of an image, in its own samples, unless they would be more than `PARTS` on an axis."""

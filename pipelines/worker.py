@@ -24,16 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pipelines import interpolation
+from pipelines import heap, interpolation
 from pipelines.degradation import Degradation, Profile, along
 from pipelines.errors import StoreError, TruescaleError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition, Predictor, load
 from pipelines.planning import Calibration, Plan
 from pipelines.projection import Residual, Solver, Spectrum
-from pipelines.sizing import SPECTRA_BYTES
+from pipelines.sizing import SPECTRA_BYTES, process_bytes
 from pipelines.store import Ledger, Record, Store
 from pipelines.tiles import Tile, reflected
+
+TRIM_SHARE = 0.9
+"""Of the memory that a process was planned to have: beyond, what lies unused in the heap is given back."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +66,7 @@ class Worker:
         self._coarse, self._fine = self.store.array(self.store.coarse), self.store.array(self.store.fine)
         self._valid = self.store.array(self.store.coarse, "valid") if self.store.has_mask() else None
         self._device, self._threads = device, threads
+        self.trim_bytes = int(TRIM_SHARE * process_bytes(self.plan, self.card, self.plan.shard))
         self._axis = lru_cache(maxsize=64)(self._axis_uncached)
         self._spectra = _Spectra()
 
@@ -141,7 +145,10 @@ class Worker:
             blur_fwhm_coarse=tuple(self._blur(c) for c in chosen),
             noise_over_scale=tuple(n.noise_sigma / n.scale for n in numbers),
         )
-        normal = ((extended - centre) / scale).astype(np.float32)
+        normal = np.subtract(extended, centre, dtype=np.float64)
+        normal /= scale
+        normal = normal.astype(np.float32)
+        del extended
         refined = self.predictor.residual(normal, tile.read, tile.estimate, self.places, condition)
         return {c: refined[k] for k, c in enumerate(chosen)}
 
@@ -332,6 +339,7 @@ def run_tiles(
             if isinstance(window, BaseException):
                 raise window
             behind.put((tile, *worker.compute(tile, window)))
+            heap.trim(worker.trim_bytes)
         except Exception as error:  # noqa: BLE001 - one tile must not stop the others
             failed(tile.index, error)
     behind.put(None)

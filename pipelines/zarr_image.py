@@ -21,15 +21,11 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ExportError, InputError, UsageError
 from pipelines.grid import Box
-from pipelines.image import Header, Source, header_from_json, header_to_json, slabs
+from pipelines.image import SLAB_SAMPLES, Header, Source, header_from_json, header_to_json, slabs
 from pipelines.store import COARSE_CHUNK, create_array
 
 if TYPE_CHECKING:
     import zarr
-
-INGEST_SAMPLES = 8_000_000
-"""Samples per channel that ingest holds at once."""
-
 
 KEPT_FACTS = frozenset(
     (
@@ -152,7 +148,7 @@ def write_image(
     number = np.zeros(count, np.int64)
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     done = digest = 0
-    for box in source.blocks(max(INGEST_SAMPLES // count, 1)):
+    for box in source.blocks(max(SLAB_SAMPLES // count, 1)):
         values = source.read(box)
         known = np.isfinite(values)
         if valid is None and not known.all():

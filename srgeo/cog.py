@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from pipelines.errors import ExportError, UsageError
 from pipelines.grid import Box
-from pipelines.image import Header, Source
+from pipelines.image import SLAB_SAMPLES, Header, Source
 from srgeo.admission import CACHE_BYTES, GDAL_ERRORS, gdal, unplaced
 from srgeo.casting import Storage, stored
 from srgeo.product import NOTE_PREFIX, Layout, layout_of
@@ -28,9 +28,6 @@ from srgeo.raster import RasterSource
 
 BLOCK = 512
 """Side of the tiles of the product, and of those of its intermediate file."""
-
-WINDOW_SAMPLES = 1 << 23
-"""Samples, all bands together, that are read from the product at once: 32 MB as float32."""
 
 MAX_THREADS = 8
 """Of the compression; the bytes do not depend on it."""
@@ -208,7 +205,7 @@ def _windows(layout: Layout) -> Iterator[Box]:
     rows, columns = layout.shape
     block = _block(layout)
     height = 2 * block
-    width = max(1, WINDOW_SAMPLES // (len(layout.bands) * height * block)) * block
+    width = max(1, SLAB_SAMPLES // (len(layout.bands) * height * block)) * block
     for top in range(0, rows, height):
         for left in range(0, columns, width):
             yield Box((top, left), (min(rows, top + height), min(columns, left + width)))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ExportError, InputError, UsageError
 from pipelines.grid import Box, Grid, Orientation
-from pipelines.image import Header, Source, slabs
+from pipelines.image import SLAB_SAMPLES, Header, Source, slabs
 from srmed.geometry import largest_distance, ras_from_grid
 from srmed.nifti_header import NiftiFile, image_header, read_file_header
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 4 << 20
 """Stored bytes decoded at a time, beside the box that is returned."""
-
-WRITE_SAMPLES = 4 << 20
-"""Samples of the product held while writing."""
 
 SHEAR_VOXELS = 0.01
 """An affine that a quaternion cannot hold to this accuracy has no qform."""
@@ -224,7 +221,7 @@ def _write_samples(product: Source, block: bytes, dtype: np.dtype[np.generic], r
     clipped = 0
     try:
         stream.write(block + b"\0\0\0\0")
-        for box in slabs(product.header.grid.shape, WRITE_SAMPLES):
+        for box in slabs(product.header.grid.shape, SLAB_SAMPLES):
             values = product.read(box)[0]
             if dtype.kind in "iu":
                 values, outside = _whole_numbers(values, dtype)

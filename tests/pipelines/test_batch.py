@@ -45,6 +45,7 @@ def test_a_failed_input_stops_no_other_and_a_second_call_does_what_is_missing(
     assert states(out) == {**made, "broken_2x.tif": "failed"}
     (folder / "out" / "s1_2x.tif").unlink()
     before = (folder / "out" / "s0_2x.tif").stat().st_mtime_ns
+    (folder / "broken.tif").unlink()
     write_raster(folder / "broken.tif", smooth((1, 40, 40)).astype(np.uint16))
     code, out, _ = run(*common)
     assert code == 0

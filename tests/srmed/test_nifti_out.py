@@ -254,7 +254,7 @@ def test_a_flat_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srmed.nifti.WRITE_SAMPLES", 20)
+    monkeypatch.setattr("srmed.nifti.SLAB_SAMPLES", 20)
     failing = FailingSource(volume(), InputError(what="planted"), good=3)
     with pytest.raises(InputError, match="planted"):
         NiftiSink().write(failing, None, tmp_path / "b.nii.gz", NOTE)  # type: ignore[arg-type]  # forwards all but read
