@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.errors import BudgetError, InputError, StoreError, TruescaleError, UsageError
@@ -41,6 +41,14 @@ class Paths:
     def work_folder(self) -> Path:
         """The work folder in use."""
         return (self.work or self.output.with_name(self.output.name + ".work")).absolute()
+
+    def continued(self) -> Paths:
+        """With the --overwrite that the run to resume was started with: it need not be said again."""
+        if not (self.resume and self.output.name and self.work_folder.is_dir()):
+            return self
+        before = Store(self.work_folder).read_json("plan.json") or {}
+        allowed = before.get("overwrite") and Path(before["output"]).absolute() == self.output.absolute()
+        return replace(self, overwrite=self.overwrite or bool(allowed))
 
 
 def check_output(paths: Paths, source: object) -> None:
@@ -146,7 +154,9 @@ def prepare(store: Store, made: Plan, paths: Paths) -> None:
         if (before.run_hash, before.device) != (made.run_hash, made.device):
             own, other = made.to_json(), before.to_json()
             names = [
-                k for k in own if own[k] != other.get(k) and k not in ("workers", "memory_bytes", "predicted_bytes")
+                k
+                for k in own
+                if own[k] != other.get(k) and k not in ("workers", "memory_bytes", "predicted_bytes", "overwrite")
             ]
             raise InputError(
                 what=f"the work folder belongs to another run (different: {', '.join(names)})",
