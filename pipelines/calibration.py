@@ -74,7 +74,7 @@ def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDAr
     for number, channel in enumerate(plan.channels):
         v = values[:, number].astype(np.float64)
         m = mask[:, number]
-        if channel.treatment != "nearest":
+        if channel.treatment != "nearest" and plan.kind != "image":
             refuse_labels((v, m), shape, _one_channel(read, number), channel.name)
         known = v[m]
         low, middle, high = np.quantile(known, [0.01, 0.5, 0.99]) if known.size else (0.0, 0.0, 0.0)

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 EXTRAS = {"lightning": "train", "tensorboard": "train", "skimage": "evaluate", "torchmetrics": "evaluate"}
 """Optional packages and the extra that brings them."""
+
+
+_kind = click.option(
+    "--kind",
+    type=click.Choice(["image", "labels"]),
+    help="What INPUT is, where its name, type or samples mislead. Classes that the file declares stay classes.",
+)
 
 
 def _replacing(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,6 +79,7 @@ def _asked(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
             ),
+            _kind,
             click.option("--slice-thickness", metavar="MM", type=float, help="Wins over the file's header."),
             click.option(
                 "--degradation",
@@ -138,8 +146,11 @@ def _request(options: dict[str, Any]) -> Request:
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
-    names = ("scale", "spacing", "model", "slice_thickness", "degradation", "noise", "memory", "workers", "device")
-    return {**{name: options[name] for name in names}, "consistency": not options["no_consistency"]}
+    names = ("model", "kind", "slice_thickness", "degradation", "noise", "memory", "workers", "device")
+    return {
+        **{name: options[name] for name in ("scale", "spacing", *names)},
+        "consistency": not options["no_consistency"],
+    }
 
 
 def _bands(text: str | None) -> tuple[int, ...] | None:
@@ -367,9 +378,9 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
     from pipelines import formats, runner
     from pipelines.workspace import Paths, check_output
 
-    paths = Paths(output, options["work"], overwrite, resume)
+    paths = Paths(output, options["work"], overwrite, resume).continued()
     check_output(paths, source)
-    told = {name: options[name] for name in ("nodata", "slice_thickness")}
+    told = {name: options[name] for name in ("nodata", "slice_thickness", "kind")}
     with formats.open_source(source, bands=_bands(options["bands"]), **told) as opened:
         like = formats.grid_of(options["like"]) if options["like"] else None
         made = runner.plan(opened, _request(options), like=like, paths=paths)
@@ -422,10 +433,13 @@ def ingest(
 @truescale.command()
 @click.argument("product", metavar="PRODUCT", type=click.Path(path_type=Path))
 @click.option("--against", metavar="INPUT", type=click.Path(path_type=Path), required=True)
+@_kind
 @click.option("--slice-thickness", metavar="MM", type=float)
 @click.option("--degradation", metavar="NAME", help="As for upscale.")
 @click.option("--noise", metavar="auto|0|SIGMA", default="auto", show_default=True)
-@click.option("--bands", metavar="1,2,3", help="Bands of the input that the product was made from.")
+@click.option(
+    "--bands", metavar="1,2,3", help="Bands of INPUT that PRODUCT was made from. Default: as its report says, or all."
+)
 @click.option("--nodata", metavar="VALUE", type=float)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 @click.option("--quiet", is_flag=True)
@@ -433,15 +447,22 @@ def verify(product: Path, against: Path, as_json: bool, quiet: bool, bands: str 
     """Degrade PRODUCT again and compare it with INPUT: residual per slice or square, over the noise.
 
     truescale verify t2_iso.nii.gz --against t2_axial.nii.gz
+
+    Exit code 0: every channel is explained within its noise and rounding; 3: one is not, or the input is refused. Bands
+    are matched by the report beside PRODUCT and by their descriptions, else by their order.
     """
     from pipelines import inspection
 
     with Screen(quiet=quiet) as screen:
         result = inspection.check(product, against, progress=screen.progress, bands=_bands(bands), **options)
+    error = inspection.unexplained(result)
     if as_json:
-        to_stdout(json.dumps(result))
+        to_stdout(json.dumps({**result, **(error.to_json() if error else {})}))
     else:
         to_stdout(describe_check(result))
+    if error:
+        to_stderr(f"error    {error}")
+        sys.exit(error.exit_code)
 
 
 @truescale.command()
@@ -554,12 +575,11 @@ def main() -> None:
         truescale.main(["--debug", *arguments] if debug else arguments, standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
-            error.show()
-        else:
-            to_stderr(f"error    {error.format_message().rstrip('.')}. See --help.")
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        _fail(UsageError(what=error.format_message().rstrip("."), fix="see --help"), debug=False)
     except (click.Abort, KeyboardInterrupt):
         _fail(StoppedError(what="stopped", fix="run it again; nothing half-written is left"), debug)
     except TruescaleError as error:
@@ -569,19 +589,21 @@ def main() -> None:
         if extra is None or debug:
             raise
         _fail(UsageError(what=f"this command needs {error.name}", fix=f"pip install 'truescale[{extra}]'"), debug)
-    except Exception as error:  # a bug: say so without a page of text
-        if debug:
-            raise
-        to_stderr(f"error    {type(error).__name__}, which is a bug in truescale. Run again with --debug.")
-        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - a bug: say so without a page of text
+        what = f"{type(error).__name__}, which is a bug in truescale"
+        _fail(TruescaleError(what=what, fix="" if debug else "run again with --debug"), debug)
 
 
 def _fail(error: TruescaleError, debug: bool) -> None:
+    """Say what is wrong: to people, and with --json to programs."""
     if debug:
         import traceback
 
         traceback.print_exc()
     to_stderr(f"error    {error}")
+    if "--json" in sys.argv:
+        with suppress(StoppedError):  # nowhere to write it: the first error counts
+            to_stdout(json.dumps(error.to_json()))
     sys.exit(error.exit_code)
 
 

@@ -104,6 +104,7 @@ def resolve(
         may_have_invalid=header.may_have_invalid,
         warnings=tuple(warnings),
         version=version,
+        kind=request.kind,
     )
     if request.workers is not None and request.workers < 1:
         raise UsageError(what=f"{request.workers} workers cannot work", fix="give --workers 1 or more")
@@ -153,7 +154,15 @@ def _factor_from_spacing(grid: Grid, asked: Sequence[Fraction | None]) -> Factor
     if target is None or target <= 0:
         raise GeometryError(what="the spacing asked is not positive", fix="ask for one above 0")
     # one number touches only the axes that are coarser
-    return grid.factor_to([target if decimal_fraction(own) > target else None for own in grid.spacing])
+    finer = [target if decimal_fraction(own) > target else None for own in grid.spacing]
+    if not any(finer):
+        own = " x ".join(f"{s:.4g}" for s in grid.spacing)
+        raise UsageError(
+            what=f"no axis of the input is coarser than {float(target):.4g} {grid.frame.unit}: its spacing is {own}",
+            why="super-resolution only adds samples",
+            fix="ask for a finer --spacing, or give --scale",
+        )
+    return grid.factor_to(finer)
 
 
 def _default_factor(header: Header, warnings: list[str]) -> Factor:
@@ -217,11 +226,12 @@ def _refuse_blur(header: Header, told: Told) -> None:
 
 
 def _card(header: Header, places: Sequence[Placement], request: Request, warnings: list[str]) -> ModelCard:
-    """The model asked for, or the best one that fits; a network that does not fit is refused with the reason.
+    """The model asked for, or the best one that fits; what does not fit is refused with the reason.
 
-    Without an image channel it is `nearest`, whatever was asked: that is what will happen.
+    Without an image channel it is `nearest`, and nothing else may have been asked.
     """
     if all(channel.kind != "image" for channel in header.channels):
+        _refuse_to_mix_labels(header, request)
         return cards.find("nearest")
     refusal = header.facts.get("refuse_networks")
     if request.model is not None:
@@ -255,6 +265,21 @@ def _card(header: Header, places: Sequence[Placement], request: Request, warning
         reason = reasons[0] if reasons else "no network was trained for it"
         warnings.append(f"made with the floor (cubic + projection): {reason}")
     return cards.find("floor")
+
+
+def _refuse_to_mix_labels(header: Header, request: Request) -> None:
+    """Raise InputError if more than repeating labels was asked of an input without an image channel."""
+    asked = cards.find(request.model).name if request.model else "--kind image" if request.kind == "image" else ""
+    if asked in ("", "nearest"):
+        return
+    guess = next((channel.guess for channel in header.channels if channel.guess), "")
+    told = "--kind says so" if request.kind == "labels" else "the file declares it"
+    repeat = "use --model nearest, or leave --model out, to repeat them"
+    raise InputError(
+        what=f"the input holds labels, not an image: {guess or told}",
+        why=f"labels have no values between them, so {asked} cannot be used",
+        fix=f"{repeat}; if it is an image, say --kind image" if guess else repeat,
+    )
 
 
 def _misfit(card: ModelCard, header: Header, places: Sequence[Placement]) -> str:

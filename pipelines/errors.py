@@ -29,6 +29,10 @@ class TruescaleError(Exception):
         ended = ((n, s if s.endswith(("?", "!")) else f"{s}.") for n, s in enumerate(sentences) if s)
         return " ".join(s[:1].upper() + s[1:] if n else s for n, s in ended)
 
+    def to_json(self) -> dict[str, object]:
+        """What a program reads of a failure."""
+        return {"error": {"what": self.what, "why": self.why, "fix": self.fix}, "exit_code": self.exit_code}
+
 
 class UsageError(TruescaleError, ValueError):
     """The arguments contradict each other or the file system (unknown name, output exists)."""

@@ -36,10 +36,10 @@ WRITERS: Mapping[str, str] = {
 """Ending -> Sink."""
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "raster": {"bands": "bands", "nodata": "nodata"},
-    "nifti": {"slice_thickness": "thickness_mm"},
-    "dicom": {"slice_thickness": "thickness_mm"},
-    "zarr": {"slice_thickness": ""},
+    "raster": {"bands": "bands", "nodata": "nodata", "kind": "kind"},
+    "nifti": {"slice_thickness": "thickness_mm", "kind": "kind"},
+    "dicom": {"slice_thickness": "thickness_mm", "kind": ""},
+    "zarr": {"slice_thickness": "", "kind": ""},
 }
 """What a reader can be told: option -> its argument, '' where planning alone uses it."""
 
@@ -98,7 +98,7 @@ def kind_of(path: Path) -> str:
 
 
 def open_source(path: str | Path, **options: Any) -> Source:
-    """The open input at a path. options: bands, nodata, slice_thickness [mm]. Raises InputError or UsageError."""
+    """The open input at a path. options: bands, nodata, slice_thickness [mm], kind. Raises InputError or UsageError."""
     path = Path(path)
     kind = kind_of(path)
     taken, given = OPTIONS[kind], {}

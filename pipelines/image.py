@@ -17,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.degradation import Degradation, Profile
-from pipelines.errors import InputError
+from pipelines.errors import InputError, UsageError
 from pipelines.grid import Box, Grid, Orientation
 
 ChannelKind = Literal["image", "classes", "alpha"]
 """image: super-resolved; classes: replicated (nearest), never interpolated; alpha: validity, replicated."""
+
+ToldKind = Literal["image", "labels"]
+"""What a user can say of channels whose kind the file does not declare."""
 
 IN_PLANE = Profile("gaussian", 1.2)
 """Default blur of the in-plane axes of a volume, should they be upsampled (forward model)."""
@@ -48,13 +51,17 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One band or series. profiles: the sensor's blur, one per axis."""
+    """One band or series. profiles: the sensor's blur, one per axis.
+
+    guess: why it is taken for classes although the file does not declare it, '' if it does or is none.
+    """
 
     name: str
     profiles: tuple[Profile, ...]
     kind: ChannelKind = "image"
     unit: str = ""
     noise_model: Literal["gaussian", "rician"] = "gaussian"
+    guess: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,16 @@ class Header:
             thick = Profile(kind, told.thickness_mm)
             return tuple(thick if a == self.slice_axis else p for a, p in enumerate(own))
         return own
+
+    def of_kind(self, kind: ToldKind | None) -> Header:
+        """With all channels of the kind told; what the file itself declares as classes or alpha stays so."""
+        if kind is None:
+            return self
+        if kind not in ("image", "labels"):
+            raise UsageError(what=f"the kind '{kind}' is unknown", fix="say image or labels")
+        wanted: ChannelKind = "image" if kind == "image" else "classes"
+        guessed = (c if c.kind != "image" and not c.guess else replace(c, kind=wanted, guess="") for c in self.channels)
+        return replace(self, channels=tuple(guessed))
 
     def turned(self, orientation: Orientation) -> Header:
         """What the same image says of itself along other axes; not the file's own affine, which no longer holds."""

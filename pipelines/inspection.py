@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines import formats
-from pipelines.calibration import noise_sigma, window_samples
+from pipelines.calibration import EXPLAINED, ROUNDING, noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
-from pipelines.errors import UsageError
+from pipelines.errors import InputError, UsageError
 from pipelines.grid import Box, Grid, Orientation
-from pipelines.image import Header, Source, Told, TurnedSource
-from pipelines.labels import look, told
+from pipelines.image import Header, Source, Told, ToldKind, TurnedSource
+from pipelines.labels import WAYS_ON, look, told
 from pipelines.projection import Residual
+from pipelines.report import report_path
 from pipelines.request import parse_noise
-from pipelines.verification import verify
+from pipelines.verification import Verification, verify
 from pipelines.workspace import require_space
 from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
@@ -28,6 +32,12 @@ Progress = Callable[[str, int, int], None]
 
 SAME_SPACING = 1.001
 """Spacings closer than this ratio are one: files round them."""
+
+FLOAT_ROUNDING = 1e-6
+"""Of the largest sample: what float32 and the reach of a tile may change. Products of real volumes differ by 1e-8."""
+
+UNNAMED = re.compile(r"band \d+")
+"""What a band without a description is called by its number."""
 
 
 def inspect(
@@ -133,7 +143,7 @@ def _labels(image: Source, channel: int) -> list[str]:
 
     values, valid = window_samples(shape, read)
     found = look((values[:, 0], valid[:, 0]), shape, one)
-    return [f"{told(image.header.channels[channel].name, found)}: use --model nearest"] if found.labels else []
+    return [f"{told(image.header.channels[channel].name, found)}: {WAYS_ON}"] if found.labels else []
 
 
 def _reader(image: Source, channel: int) -> Callable[[Box], tuple[Any, Any]]:
@@ -151,6 +161,7 @@ def check(
     product: str | Path,
     against: str | Path,
     *,
+    kind: ToldKind | None = None,
     slice_thickness: float | None = None,
     degradation: str | None = None,
     noise: str | float = "auto",
@@ -160,41 +171,23 @@ def check(
 ) -> dict[str, Any]:
     """Residual of INPUT minus the degraded PRODUCT: per channel, and per slice of a volume or square of an image.
 
-    Samples next to a hole see a part of their surroundings only: `beside_holes` counts them apart.
+    Samples next to a hole see a part of their surroundings only: `beside_holes` counts them apart. A channel is
+    `explained` up to its `bound`; bands: None for those that the report beside the product names.
 
     Raises UsageError if the two do not have the same channels, GeometryError if their grids do not fit.
     """
     noise = parse_noise(noise)
     said = Told(Profile.parse(degradation) if degradation else None, slice_thickness)
-    chosen = tuple(bands) if bands else None
+    told = {"nodata": nodata, "slice_thickness": slice_thickness, "kind": kind}
+    chosen = tuple(bands) if bands else _reported_bands(Path(product), Path(against))
     with (
         formats.open_source(product) as made,
-        formats.open_source(against, bands=chosen, nodata=nodata, slice_thickness=slice_thickness) as given,
-        _ingested(given) as (observed, _),
+        formats.open_source(against, bands=chosen, **told) as opened,
+        _InOrder(opened, _order(made.header, opened.header)) as given,
+        _ingested(given) as (observed, found),
     ):
-        if len(made.header.channels) != len(given.header.channels):
-            raise UsageError(
-                what=f"the product has {len(made.header.channels)} channels, the input {len(given.header.channels)}",
-                fix="name the bands it was made from with --bands",
-            )
-        fine = made.header.grid.joining(given.header.grid)
-        to_input = Orientation.onto(fine, given.header.grid)
-        _refuse_coarser(to_input.grid(fine), given.header.grid)
-        models: list[Degradation | None] = [
-            given.header.degradation(to_input.grid(fine), c, said) if channel.kind == "image" else None
-            for c, channel in enumerate(given.header.channels)
-        ]
-        if not any(model is not None and model.changed for model in models):
-            same = all(model is not None for model in models)
-            raise UsageError(
-                what="the product has no finer grid than the input" if same else "the product holds no image channel",
-                why="there is nothing to degrade" if same else "classes are repeated, not averaged",
-                fix="name the product first, its input after --against",
-            )
-        sigmas = [
-            (0.0, "none") if m is None else _noise(_upright(observed), c) if noise == "auto" else (float(noise), "told")
-            for c, m in enumerate(models)
-        ]
+        header = given.header.of_kind(kind)
+        to_input, models = _models(made.header, header, said)
         result = verify(
             made,
             observed,
@@ -202,36 +195,160 @@ def check(
             orientation=to_input.inverse,
             on_rows=lambda done, total: progress("verify", done, total),
         )
-        names, axes = [c.name for c in given.header.channels], given.header.grid.axes
-    channels, parts = [], []
-    for c, model in enumerate(models):
-        if model is None:
-            continue
-        sigma, method = sigmas[c]
-        channels.append(
-            {
-                **_numbers(names[c], result.inner.total(c), sigma),
-                "lag1_correlation": result.inner.correlation(c),
-                "beside_holes": _numbers(names[c], result.beside.total(c), sigma),
-                "noise_sigma": sigma,
-                "noise_method": method,
-                "degradation": " x ".join(model.spec),
-            }
+        upright = _upright(observed)
+        channels, parts = [], []
+        for c, (model, rounding) in enumerate(zip(models, _rounding(made.header, found), strict=True)):
+            if model is not None:
+                sigma = _noise(upright, c) if noise == "auto" else (float(noise), "told")
+                channel, own_parts = _compared(header.channels[c].name, result, c, sigma, rounding)
+                channels.append({**channel, "degradation": " x ".join(model.spec)})
+                parts += own_parts
+    verdicts = [c["explained"] for c in channels]
+    return {
+        "product": str(product),
+        "against": str(against),
+        "axes": header.grid.axes,
+        "explained": True in verdicts and False not in verdicts,
+        "channels": channels,
+        "parts": parts,
+    }
+
+
+def unexplained(found: dict[str, Any]) -> InputError | None:
+    """What to say of a product that does not explain its input; None if it does. found: of `check`."""
+    if found["explained"]:
+        return None
+    compared = [c for c in found["channels"] if c["samples"]]
+    if not compared:
+        return InputError(
+            what="no sample of the input could be compared with the product",
+            why="none lies where the product is valid",
+            fix="check that the product was made from this input",
         )
-        parts += [
-            {**_numbers(names[c], result.inner.of(c, part), sigma), "start": list(box.start), "stop": list(box.stop)}
-            for part, box in result.parts()
-        ]
-    return {"product": str(product), "against": str(against), "axes": axes, "channels": channels, "parts": parts}
+    worst = max(compared, key=lambda c: c["rmse"] / (c["bound"] or 1.0))
+    return InputError(
+        what=f"the product does not explain the input: {worst['channel']} differs by {worst['rmse']:.4g} once degraded",
+        why=f"noise and rounding explain up to {worst['bound']:.4g}",
+        fix="check that it was made from this input, and with this --degradation and --noise",
+    )
+
+
+class _InOrder(Source):
+    """Another Source with its channels in another order, or fewer of them."""
+
+    def __init__(self, source: Source, order: Sequence[int]) -> None:
+        self._source, self._order = source, list(order)
+        self._header = replace(source.header, channels=tuple(source.header.channels[c] for c in order))
+
+    @property
+    def header(self) -> Header:
+        return self._header
+
+    @property
+    def identity(self) -> str:
+        return f"{self._source.identity} {self._order}"
+
+    def blocks(self, max_samples: int) -> Iterator[Box]:
+        yield from self._source.blocks(max_samples)
+
+    def read(self, box: Box) -> NDArray[np.floating]:
+        return self._source.read(box)[self._order]
+
+
+def _reported_bands(product: Path, against: Path) -> tuple[int, ...] | None:
+    """The bands of a raster that the report beside a product says it was made from; None without one."""
+    report = report_path(product)
+    if not report.is_file() or formats.kind_of(against) != "raster":
+        return None
+    try:
+        fact = json.loads(report.read_text())["facts"].get("bands")
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            what=f"'{report.name}' is damaged", why="it names the bands of the product", fix="remove it, give --bands"
+        ) from error
+    return tuple(int(n) for n in fact["value"].split(",")) if fact else None
+
+
+def _order(made: Header, given: Header) -> list[int]:
+    """The channel of the input for each of the product: by their names where files give them, else by their order."""
+    wanted, names = [c.name for c in made.channels], [c.name for c in given.channels]
+    described = not any(UNNAMED.fullmatch(name) for name in wanted) and len(set(names)) == len(names)
+    if described and len(set(wanted)) == len(wanted) and set(wanted) <= set(names):
+        return [names.index(name) for name in wanted]
+    if len(wanted) != len(names):
+        raise UsageError(
+            what=f"the product has {len(wanted)} channels, the input {len(names)}",
+            fix="name the bands it was made from with --bands",
+        )
+    return list(range(len(names)))
+
+
+def _models(made: Header, given: Header, said: Told) -> tuple[Orientation, list[Degradation | None]]:
+    """What turns the product onto the input's axes, and the forward model of each channel (None: not compared)."""
+    fine = made.grid.joining(given.grid)
+    to_input = Orientation.onto(fine, given.grid)
+    _refuse_coarser(to_input.grid(fine), given.grid)
+    models: list[Degradation | None] = [
+        given.degradation(to_input.grid(fine), c, said) if channel.kind == "image" else None
+        for c, channel in enumerate(given.channels)
+    ]
+    if not any(model is not None for model in models):
+        raise UsageError(
+            what="the input holds no image channel",
+            why="classes are repeated, not averaged",
+            fix="say --kind image if the product was made with it",
+        )
+    if not any(model is not None and model.changed for model in models):
+        raise UsageError(
+            what="the product has no finer grid than the input",
+            why="there is nothing to degrade",
+            fix="name a product first, and after --against the input it was made from",
+        )
+    return to_input, models
 
 
 def _refuse_coarser(product: Grid, given: Grid) -> None:
-    if any(f > SAME_SPACING * c for f, c in zip(product.spacing, given.spacing, strict=True)):
+    coarser = [
+        f"{axis} ({f:.4g} against {c:.4g} {given.frame.unit})"
+        for axis, f, c in zip(given.axes, product.spacing, given.spacing, strict=True)
+        if f > SAME_SPACING * c
+    ]
+    if coarser:
         raise UsageError(
-            what="the product is coarser than the input",
-            why="there is nothing to degrade: the two look swapped",
-            fix="name the product first, its input after --against",
+            what=f"the product is coarser than the input along {', '.join(coarser)}",
+            why="there is nothing to degrade",
+            fix="name a product made from this input; if the two are swapped, the product comes first",
         )
+
+
+def _rounding(made: Header, found: Statistics) -> list[float]:
+    """What storing the product may change of each channel [input units, root mean square]."""
+    if np.dtype(made.dtype).kind in "iu":
+        return [ROUNDING] * len(made.channels)
+    extremes = zip(found.minimum, found.maximum, strict=True)
+    return [FLOAT_ROUNDING * max(abs(low or 0.0), abs(high or 0.0)) for low, high in extremes]
+
+
+def _compared(
+    name: str, result: Verification, c: int, noise: tuple[float, str], rounding: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One channel, and each of its parts. noise: its standard deviation and how it was found."""
+    (sigma, method), total = noise, result.inner.total(c)
+    bound = max(EXPLAINED * sigma, rounding)
+    channel = {
+        **_numbers(name, total, sigma),
+        "bound": bound,
+        "explained": total.rms <= bound if total.count else None,
+        "lag1_correlation": result.inner.correlation(c),
+        "beside_holes": _numbers(name, result.beside.total(c), sigma),
+        "noise_sigma": sigma,
+        "noise_method": method,
+    }
+    parts = [
+        {**_numbers(name, result.inner.of(c, part), sigma), "start": list(box.start), "stop": list(box.stop)}
+        for part, box in result.parts()
+    ]
+    return channel, parts
 
 
 def _numbers(name: str, residual: Residual, sigma: float) -> dict[str, Any]:

@@ -29,12 +29,13 @@ class Job:
     @property
     def paths(self) -> Paths:
         """Where it reads and writes."""
-        return Paths(Path(self.output), Path(self.work) if self.work else None, self.overwrite, self.resume)
+        work = Path(self.work) if self.work else None
+        return Paths(Path(self.output), work, self.overwrite, self.resume).continued()
 
     def open(self) -> Source:
         """The input, its header read. Raises InputError."""
-        thickness = self.request.told.thickness_mm
-        return formats.open_source(self.source, bands=self.bands, nodata=self.nodata, slice_thickness=thickness)
+        told = {"nodata": self.nodata, "kind": self.request.kind, "slice_thickness": self.request.told.thickness_mm}
+        return formats.open_source(self.source, bands=self.bands, **told)
 
     def absolute(self) -> Self:
         """The same job for any working folder."""

@@ -16,7 +16,7 @@ from pipelines import card as cards
 from pipelines.card import ModelCard, finest
 from pipelines.degradation import Degradation, Profile
 from pipelines.grid import Grid, Orientation, Placement, placements
-from pipelines.image import working_dtype
+from pipelines.image import ToldKind, working_dtype
 from pipelines.interpolation import PREFILTER_REACH
 from pipelines.tiles import Cover, Span
 
@@ -37,7 +37,7 @@ class Plan:
     """Everything a run needs to know before it reads a pixel. `run_hash` covers exactly what may change a byte.
 
     fine: the product's samples along the input's axes; orientation: what turns them onto the product's own axes, those
-    of a reference.
+    of a reference. kind: what the user says the channels are; overwrite: that an existing output may be replaced.
     """
 
     identity: str
@@ -68,6 +68,8 @@ class Plan:
     work_kept: bool = False
     output: str = ""
     version: str = ""
+    kind: ToldKind | None = None
+    overwrite: bool = False
 
     @property
     def places(self) -> tuple[Placement, ...]:
@@ -134,7 +136,7 @@ class Plan:
         data = self.to_json()
         for key in ("predicted_bytes", "memory_bytes", "workers", "threads", "facts", "axes_named", "warnings", "work"):
             data.pop(key)
-        for key in ("device", "work_kept", "output", "card_path"):
+        for key in ("device", "work_kept", "output", "overwrite", "card_path"):
             data.pop(key)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from pipelines.image import Header
-from pipelines.planning import Calibration, Plan
+from pipelines.planning import Calibration, ChannelCalibration, ChannelPlan, Plan
 from pipelines.projection import Residual
 from pipelines.store import Record, write_whole
 from pipelines.verification import Verification
@@ -129,39 +129,13 @@ def summarise(
     records: dict[int, Record],
 ) -> RunReport:
     """The report of a finished run. checked: the residuals of the written product; written: its header."""
-    numbers = calibration.channels
     channels, everything, weighted, counted = [], Residual(), 0.0, 0
-    for c, channel in enumerate(made.channels):
-        total, beside = checked.inner.total(c), checked.beside.total(c)
-        before = Residual()
-        for _, record in sorted(records.items()):
-            before = before.merged(Residual(*record.before[c]))
-        sigma = numbers[c].noise_sigma
+    for c, own in enumerate(calibration.channels):
+        total, sigma = checked.inner.total(c), own.noise_sigma
         everything = everything.merged(total)
         if sigma:
             weighted, counted = weighted + total.sum_squares / sigma**2, counted + total.count
-        channels.append(
-            ChannelResult(
-                name=channel.name,
-                degradation=" x ".join(channel.spec),
-                noise_sigma=sigma,
-                noise_method=numbers[c].noise_method,
-                weight=numbers[c].weight,
-                rmse_before=before.rms if before.count else None,
-                rmse=total.rms if total.count else None,
-                over_noise=total.rms / sigma if total.count and sigma else None,
-                rmse_beside_holes=beside.rms if beside.count else None,
-                lag1_correlation=checked.inner.correlation(c),
-            )
-        )
-    floored = [
-        c.name for c, n in zip(made.channels, numbers, strict=True) if c.treatment == "network" and not n.refined
-    ]
-    beyond = f"more noise than the network knows, made with the floor: {', '.join(floored)}"
-    unknown = [n.name for n in channels if n.noise_method == "none" and made.noise == "auto" and n.rmse is not None]
-    warnings = list(made.warnings) + ([beyond] if floored else [])
-    if unknown:
-        warnings.append(f"the noise could not be estimated, taken as 0: {', '.join(unknown)}; tell it with --noise")
+        channels.append(_channel(made.channels[c], own, c, checked, records))
     return RunReport(
         output=made.output,
         model=made.model,
@@ -190,9 +164,40 @@ def summarise(
         consistency_worst_part=_worst_part(made, checked, calibration),
         channels=tuple(channels),
         facts=made.facts,
-        warnings=tuple(warnings),
+        warnings=(*made.warnings, *_warnings(made, calibration, channels)),
         version=made.version,
     )
+
+
+def _channel(
+    channel: ChannelPlan, own: ChannelCalibration, c: int, checked: Verification, records: dict[int, Record]
+) -> ChannelResult:
+    total, beside, before = checked.inner.total(c), checked.beside.total(c), Residual()
+    for _, record in sorted(records.items()):
+        before = before.merged(Residual(*record.before[c]))
+    return ChannelResult(
+        name=channel.name,
+        degradation=" x ".join(channel.spec),
+        noise_sigma=own.noise_sigma,
+        noise_method=own.noise_method,
+        weight=own.weight,
+        rmse_before=before.rms if before.count else None,
+        rmse=total.rms if total.count else None,
+        over_noise=total.rms / own.noise_sigma if total.count and own.noise_sigma else None,
+        rmse_beside_holes=beside.rms if beside.count else None,
+        lag1_correlation=checked.inner.correlation(c),
+    )
+
+
+def _warnings(made: Plan, calibration: Calibration, channels: Sequence[ChannelResult]) -> Iterator[str]:
+    """What the calibration has found that a user should know."""
+    pairs = zip(made.channels, calibration.channels, strict=True)
+    floored = [c.name for c, n in pairs if c.treatment == "network" and not n.refined]
+    if floored:
+        yield f"more noise than the network knows, made with the floor: {', '.join(floored)}"
+    unknown = [n.name for n in channels if n.noise_method == "none" and made.noise == "auto" and n.rmse is not None]
+    if unknown:
+        yield f"the noise could not be estimated, taken as 0: {', '.join(unknown)}; tell it with --noise"
 
 
 def _worst_part(made: Plan, checked: Verification, calibration: Calibration) -> dict[str, Any] | None:

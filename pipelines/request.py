@@ -10,7 +10,7 @@ from typing import Literal
 from pipelines.degradation import Profile
 from pipelines.errors import UsageError
 from pipelines.grid import Grid
-from pipelines.image import Told
+from pipelines.image import Told, ToldKind
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -22,6 +22,7 @@ class Request:
     scale: str | float | None = None
     spacing: str | float | None = None
     model: str | None = None
+    kind: ToldKind | None = None
     slice_thickness: float | None = None
     degradation: str | None = None
     noise: str | float = "auto"

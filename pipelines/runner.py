@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -20,10 +20,10 @@ from threadpoolctl import threadpool_limits
 from pipelines import decisions, formats, heap
 from pipelines.calibration import calibrate
 from pipelines.engine import local
-from pipelines.errors import InputError, StoppedError, TileError, UsageError
+from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
 from pipelines.filling import fill_invalid
 from pipelines.grid import Box, Factor, Grid
-from pipelines.image import ArraySource, Header, Source, Told, TurnedSource
+from pipelines.image import ArraySource, Header, Source, Told, ToldKind, TurnedSource
 from pipelines.job import Job
 from pipelines.networks import has_cuda
 from pipelines.planning import Calibration, Plan
@@ -32,7 +32,7 @@ from pipelines.report import RunReport, Stopwatch, report_path, summarise, write
 from pipelines.request import Device, Request
 from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
-from pipelines.verification import verify
+from pipelines.verification import Verification, verify
 from pipelines.worker import TileWork, Worker, run_tiles
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
@@ -67,18 +67,19 @@ def plan(source: Source, request: Request, *, like: Grid | None = None, paths: P
     if like is not None:
         like = like.joining(source.header.grid).anonymous()
     # a plan is kept and shown: nothing in it leads to a patient
-    header = replace(source.header, grid=source.header.grid.anonymous())
+    header = replace(source.header, grid=source.header.grid.anonymous()).of_kind(request.kind)
     made = decisions.resolve(header, source.identity, request, reference=like, cores=cores(), version=version())
     if paths is not None:
         header = _product_header(header, made).turned(made.orientation)
         formats.sink_for(paths.output).refuse(header, paths.output)
         made = replace(made, work=str(paths.work_folder), work_kept=paths.work is not None, output=str(paths.output))
+        made = replace(made, overwrite=paths.overwrite)
     return made
 
 
 def _product_header(header: Header, made: Plan) -> Header:
     return replace(
-        header,
+        header.of_kind(made.kind),
         grid=made.fine,  # along the input's axes
         problems=(),
         file_affine=(),
@@ -111,6 +112,7 @@ def upscale(
     spacing: str | float | None = None,
     like: str | Path | None = None,
     model: str | None = None,
+    kind: ToldKind | None = None,
     slice_thickness: float | None = None,
     degradation: str | None = None,
     noise: str | float = "auto",
@@ -136,6 +138,7 @@ def upscale(
         scale=scale,
         spacing=spacing,
         model=model,
+        kind=kind,
         slice_thickness=slice_thickness,
         degradation=degradation,
         noise=noise,
@@ -272,13 +275,7 @@ def _begun(
         opened = source or job.open()
     with opened, one_blas_thread():
         with watch.stage("plan"):
-            like = formats.grid_of(job.like) if job.like else None
-            made = on_device(plan(opened, job.request, like=like, paths=paths))
-            check_space(made, paths)
-            lost = tiles_lost(paths)
-            if lost:
-                text = f"tiles of an earlier run that are discarded: {lost}; --resume keeps those of the same request"
-                made = replace(made, warnings=(*made.warnings, text))
+            made = _planned(opened, job, paths)
         on_plan(made)
         with held(paths.work_folder):
             store = Store(paths.work_folder)
@@ -293,6 +290,18 @@ def _begun(
                 if paths.work is None:
                     store.remove()
                 raise
+
+
+def _planned(opened: Source, job: Job, paths: Paths) -> Plan:
+    """The plan of a run that is about to start, on its device, with what it discards."""
+    like = formats.grid_of(job.like) if job.like else None
+    made = on_device(plan(opened, job.request, like=like, paths=paths))
+    check_space(made, paths)
+    lost = tiles_lost(paths)
+    if lost:
+        text = f"tiles of an earlier run that are discarded: {lost}; --resume keeps those of the same request"
+        made = replace(made, warnings=(*made.warnings, text))
+    return made
 
 
 def _finish(
@@ -319,26 +328,46 @@ def _finish(
     product = WatchedSource(_product(store, opened.header, made), step("export"))
     with watch.stage("export"):
         heap.trim()
+        store.write_json("plan.json", replace(made, overwrite=True).to_json())  # what is there from now on is ours
         counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
         heap.trim()
     try:
-        report_path(paths.output).unlink(missing_ok=True)  # it spoke of another product
-        with watch.stage("verify"), formats.open_source(paths.output) as written, ZarrImage(store.coarse) as observed:
-            checked = verify(written, observed, _models(made), orientation=made.orientation, on_rows=step("verify"))
-            written_header = written.header
+        with watch.stage("verify"):
+            checked, written = _verified(store, made, paths.output, step("verify"))
         calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
         made = replace(made, warnings=(*made.warnings, *(store.read_json("ingest.json") or {}).get("doubts", ())))
-        report = summarise(made, watch.read(), checked, written_header, calibration, resumed, records)
+        report = summarise(made, watch.read(), checked, written, calibration, resumed, records)
         report = replace(report, clipped=counts.get("clipped", 0))
-        write_report(report, paths.output)
-    except BaseException as error:
-        remove(paths.output)  # nothing stays that has not been compared with its input and reported
-        if isinstance(error, OSError):
+        try:
+            write_report(report, paths.output)
+        except OSError as error:
             raise disk_failed("the report", error) from error
+    except BaseException:
+        remove(paths.output)  # nothing stays that has not been compared with its input and reported
         raise
     if paths.work is None:
         store.remove()
+    else:
+        with suppress(OSError):  # leave to overwrite ends with the run
+            store.write_json("plan.json", replace(made, overwrite=False).to_json())
     return report
+
+
+def _verified(
+    store: Store, made: Plan, product: Path, on_rows: Callable[[int, int], None]
+) -> tuple[Verification, Header]:
+    """The written product against what was read of the input, and its header. Raises StoreError if a disk fails."""
+    try:
+        report_path(product).unlink(missing_ok=True)  # it spoke of another product
+        with formats.open_source(product) as written, ZarrImage(store.coarse) as observed:
+            checked = verify(written, observed, _models(made), orientation=made.orientation, on_rows=on_rows)
+            return checked, written.header
+    except OSError as error:
+        raise StoreError(
+            what=f"the product could not be compared with its input ({error.strerror or error})",
+            why="one that has not been compared is not kept",
+            fix="mend the disk and run again with --resume",
+        ) from error
 
 
 def run(
@@ -547,6 +576,7 @@ def upscale_array(
     spacing: str | float | None = None,
     like: Grid | None = None,
     model: str | None = None,
+    kind: ToldKind | None = None,
     told: Told | None = None,
     noise: str | float = "auto",
     consistency: bool = True,
@@ -566,6 +596,7 @@ def upscale_array(
         scale=text,
         spacing=spacing,
         model=model,
+        kind=kind,
         slice_thickness=told.thickness_mm,
         degradation=str(told.profile) if told.profile else None,
         noise=noise,

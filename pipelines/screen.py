@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
+from pipelines.errors import StoppedError
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
@@ -38,12 +40,21 @@ def to_stderr(text: str) -> None:
 
 
 def _write(text: object, stream: TextIO) -> None:
-    """A reader that has gone (`| head -1`) is no reason to end the work: what follows is written to nowhere."""
+    """A reader that has gone (`| head -1`) is no reason to end the work: what follows is written to nowhere.
+
+    Nor is a full disk under the lines for people; a result that cannot be written is. Raises StoppedError.
+    """
     try:
         click.echo(text, stream)
-    except BrokenPipeError:
+    except OSError as error:
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            raise StoppedError(
+                what=f"the result cannot be written to stdout ({error.strerror or error})",
+                why="what reads it would take a part for all of it",
+                fix="free space where stdout goes and run again",
+            ) from error
 
 
 class Screen:
@@ -219,12 +230,13 @@ def describe_report(report: RunReport, told: Sequence[str] = ()) -> str:
     from pipelines.request import bytes_text
 
     total = report.seconds.get("total", sum(report.seconds.values()))
+    worst = max((c.over_noise for c in report.channels if c.over_noise is not None), default=0.0)
     if report.consistency_rmse is None:
         explained = "replicated, nothing to compare" if report.model == "nearest" else "nothing to compare"
     elif report.consistency_over_noise is None:
         explained = f"residual {report.consistency_rmse:.3g} in input units (noise taken as 0)"
-    elif report.consistency_over_noise > EXPLAINED:
-        explained = f"differs from the input: residual {report.consistency_over_noise:.2f} of its noise once degraded"
+    elif worst > EXPLAINED:
+        explained = f"differs from the input: residual up to {worst:.2f} of its noise once degraded"
     else:
         explained = f"explains the input: residual {report.consistency_over_noise:.2f} of its noise"
     lines = [f"done     {total:.0f} s  {bytes_text(report.peak_bytes)}  {explained}"]
@@ -301,6 +313,7 @@ def describe_check(found: dict[str, Any]) -> str:
             )
         if beside["samples"]:
             lines.append(f"{c['channel']}: rmse {beside['rmse']:.4g} at {beside['samples']} samples beside holes")
+    lines.append(f"{'explains' if found['explained'] else 'does not explain'} the input")
     return "\n".join(lines)
 
 

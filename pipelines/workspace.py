@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.errors import BudgetError, InputError, StoreError, TruescaleError, UsageError
@@ -21,6 +21,9 @@ from pipelines.store import Ledger, Store
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """What a system answers where one may not write."""
+
+NO_BYTES = ("workers", "threads", "memory_bytes", "predicted_bytes", "overwrite")
+"""Of a plan: what changes no byte of the product, and may differ when a run is resumed."""
 
 DISK_MARGIN = 1.1
 """Free space asked for, over the plan's upper bound."""
@@ -42,6 +45,14 @@ class Paths:
     def work_folder(self) -> Path:
         """The work folder in use."""
         return (self.work or self.output.with_name(self.output.name + ".work")).absolute()
+
+    def continued(self) -> Paths:
+        """With the leave to overwrite of the run to resume: it was told so, or its own product may be there already."""
+        if not (self.resume and self.output.name and self.work_folder.is_dir()):
+            return self
+        before = Store(self.work_folder).read_json("plan.json") or {}
+        allowed = before.get("overwrite") and Path(before["output"]).absolute() == self.output.absolute()
+        return replace(self, overwrite=self.overwrite or bool(allowed))
 
 
 def check_output(paths: Paths, source: object) -> None:
@@ -150,11 +161,7 @@ def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
         made = continued(made, before)
         if (before.run_hash, before.device) != (made.run_hash, made.device):
             own, other = made.to_json(), before.to_json()
-            names = [
-                k
-                for k in own
-                if own[k] != other.get(k) and k not in ("workers", "threads", "memory_bytes", "predicted_bytes")
-            ]
+            names = [k for k in own if own[k] != other.get(k) and k not in NO_BYTES]
             raise InputError(
                 what=f"the work folder belongs to another run (different: {', '.join(names)})",
                 why="mixing both would spoil the product",

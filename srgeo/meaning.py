@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.errors import InputError
-from pipelines.image import ChannelKind, Fact
+from pipelines.errors import InputError, UsageError
+from pipelines.image import ChannelKind, Fact, ToldKind
 from srgeo.description import Band, Description, Validity, fits
 from srgeo.sensors import Sensor, identify
 
@@ -20,6 +20,7 @@ _CLASS_STEM = re.compile(
     r"(?:^|[_-])(scl|qa[_-](?:pixel|radsat|aerosol)|bqa|msk|fmask|labels?|landcover|lulc|classes|classification)(?:[_-]|$)"
 )
 _ANGLE_NAME = re.compile(r"(?:^|[^a-z])(sza|saa|vza|vaa|azimuth|zenith|phase|aspect|angles?)(?:[^a-z]|$)")
+_ANGLE_UNITS = ("deg", "degree", "degrees", "rad", "radian", "radians")
 _ELEVATION_NAME = re.compile(
     r"(?:^|[^a-z])(dem|dtm|dsm|srtm|dted\d?|elev|elevation|bathymetry|height|altitude)(?:[^a-z]|$)"
 )
@@ -42,12 +43,13 @@ _COLOUR_SPACES = ("CMYK", "CIELAB", "ICCLAB", "ITULAB")
 class Meaning:
     """The chosen bands, in order.
 
-    nodata: per band, None where no value is invalid; alpha: number of the band that decides about the others, if one
-    does; refusal: why no network may touch them, '' if one may.
+    guesses: per band, see Channel.guess; nodata: per band, None where no value is invalid; alpha: number of the band
+    that decides about the others, if one does; refusal: why no network may touch them, '' if one may.
     """
 
     bands: tuple[Band, ...]
     kinds: tuple[ChannelKind, ...]
+    guesses: tuple[str, ...]
     validity: Validity
     nodata: tuple[float | int | None, ...]
     alpha: int | None
@@ -75,18 +77,25 @@ _Kinds = tuple[tuple[Band, ChannelKind], ...]
 
 
 def meaning(
-    description: Description, stem: str, chosen: tuple[int, ...] | None = None, told_nodata: float | None = None
+    description: Description,
+    stem: str,
+    chosen: tuple[int, ...] | None = None,
+    told_nodata: float | None = None,
+    told_kind: ToldKind | None = None,
 ) -> Meaning:
     """What the chosen bands mean. stem: of the file's name; chosen: band numbers from 1, None for all.
 
-    Raises InputError for bands that do not exist and for samples that must not be super-resolved.
+    Raises UsageError for bands or a nodata value that cannot be, InputError for samples that must not be
+    super-resolved.
     """
     bands = _chosen(description, chosen)
     _refuse_samples(description, bands)
     found = _Findings()
+    if chosen is not None:
+        found.facts["bands"] = Fact(", ".join(map(str, chosen)), origin="told")
     sensor = identify(description.tags)
     alpha = _alpha_band(description, found)
-    kinds = tuple(_kind(b, description, stem, alpha, found) for b in bands)
+    kinds, guesses = zip(*(_kind(b, description, stem, alpha, told_kind, found) for b in bands), strict=True)
     validity, nodata = _validity(description, tuple(zip(bands, kinds, strict=True)), alpha, sensor, told_nodata, found)
     refusal, modality = _refusal(description, bands, kinds, stem)
     if refusal:
@@ -97,6 +106,7 @@ def meaning(
     return Meaning(
         bands=bands,
         kinds=kinds,
+        guesses=guesses,
         validity=validity,
         nodata=nodata,
         alpha=alpha if validity == "alpha" else None,
@@ -113,7 +123,7 @@ def _chosen(description: Description, chosen: tuple[int, ...] | None) -> tuple[B
     numbers = tuple(range(1, count + 1)) if chosen is None else tuple(chosen)
     wrong = [n for n in numbers if not 1 <= n <= count]
     if wrong or not numbers or len(set(numbers)) != len(numbers):
-        raise InputError(
+        raise UsageError(
             what=f"bands {', '.join(map(str, numbers)) or 'none'} were asked of a raster with {count}",
             fix=f"give different numbers from 1 to {count}",
         )
@@ -166,30 +176,44 @@ def _alpha_band(description: Description, found: _Findings) -> int | None:
     return number
 
 
-def _kind(band: Band, description: Description, stem: str, alpha: int | None, found: _Findings) -> ChannelKind:
+def _kind(
+    band: Band, description: Description, stem: str, alpha: int | None, told: ToldKind | None, found: _Findings
+) -> tuple[ChannelKind, str]:
+    """What a band is, and why if that is a guess (see Channel.guess)."""
     if band.index == alpha:
-        return "alpha"
-    name, tags = band.name.lower(), {k.upper(): v for k, v in band.tags.items()}
-    only = len(description.bands) == 1
-    integer = "float" not in band.dtype
+        return "alpha", ""
     text = f"band {band.index}" + (f" '{band.name}'" if band.name else "")
-    why = ""
+    declared = _declared_classes(band, only=len(description.bands) == 1)
+    guess = "" if declared else _class_guess(band, description, stem)
+    if declared or (guess and not told):
+        way = "" if declared else "; if it is an image, say --kind image"
+        found.problems.append(f"{text} {declared or guess}: replicated, not super-resolved{way}")
+        return "classes", guess and f"{text} {guess}"
+    if guess and told == "image":
+        found.problems.append(f"{text} {guess}, but it is taken as an image: --kind says so")
+    return ("classes" if told == "labels" else "image"), ""
+
+
+def _declared_classes(band: Band, *, only: bool) -> str:
+    """How the file itself says that a band holds classes or angles, '' if it does not."""
+    tags = {k.upper(): v for k, v in band.tags.items()}
     if band.palette is not None and (band.colour == "palette" or only):
-        why = "has a palette"
-    elif band.has_categories or tags.get("LAYER_TYPE", "").lower() == "thematic":
-        why = "has categories"
-    elif band.bits == 1:
-        why = "has one bit"
-    elif _CLASS_NAME.search(name) and integer:
-        why = "holds classes by its name"
-    elif only and integer and not name and _CLASS_STEM.search(stem.lower()):
-        why = "holds classes by the file's name"
-    elif _ANGLE_NAME.search(name) or band.unit.lower() in ("deg", "degree", "degrees", "rad", "radian", "radians"):
-        why = "holds angles"
-    if not why:
-        return "image"
-    found.problems.append(f"{text} {why}: replicated, not super-resolved")
-    return "classes"
+        return "has a palette"
+    if band.has_categories or tags.get("LAYER_TYPE", "").lower() == "thematic":
+        return "has categories"
+    if band.bits == 1:
+        return "has one bit"
+    return "holds angles" if band.unit.lower() in _ANGLE_UNITS else ""
+
+
+def _class_guess(band: Band, description: Description, stem: str) -> str:
+    """Why a band is taken for classes or angles by its name or its file's, '' if it is not."""
+    name, integer = band.name.lower(), "float" not in band.dtype
+    if _CLASS_NAME.search(name) and integer:
+        return "holds classes by its name"
+    if len(description.bands) == 1 and integer and not name and _CLASS_STEM.search(stem.lower()):
+        return "holds classes by the file's name"
+    return "holds angles by its name" if _ANGLE_NAME.search(name) else ""
 
 
 def _validity(
@@ -207,6 +231,7 @@ def _validity(
             "the nodata value declared cannot occur in the type of its band: no sample is invalid by it"
         )
     if told is not None:
+        _refuse_impossible(told, channels)
         return _by_nodata(channels, (told,) * len(channels), "told", found)
     if description.validity in ("mask", "band masks"):
         found.facts["validity"] = Fact("mask")
@@ -222,6 +247,16 @@ def _validity(
         found.problems.append(f"no nodata is declared: {sensor.nodata:g} is nodata in {sensor.name} products")
         return _by_nodata(channels, (sensor.nodata,) * len(channels), "assumed", found)
     return "all", none
+
+
+def _refuse_impossible(nodata: float, channels: _Kinds) -> None:
+    dtypes = {band.dtype for band, kind in channels if kind != "alpha" and not fits(nodata, band.dtype)}
+    if dtypes:
+        raise UsageError(
+            what=f"--nodata {nodata:g} cannot occur in {dtypes.pop()}",
+            why="no sample would be invalid by it",
+            fix="give a value that the file holds, or leave --nodata out",
+        )
 
 
 def _by_nodata(

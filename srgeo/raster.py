@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from pipelines.errors import GeometryError, InputError, UsageError
 from pipelines.grid import Box, Frame, Grid
-from pipelines.image import Channel, Fact, Header, Source, working_dtype
+from pipelines.image import Channel, Fact, Header, Source, ToldKind, working_dtype
 from srgeo.admission import GDAL_ERRORS, admitted, gdal, opened, refuse_bombs
 from srgeo.description import Description, describe
 from srgeo.meaning import Meaning, meaning
@@ -36,13 +36,20 @@ _UNITS = {"1": "m", "1000": "km", "0.3048": "ft", "0.30480061": "us-ft"}
 """Metres of a unit, nine digits -> its name: files spell 'us_survey_feet', 'US survey foot'..."""
 
 
-def open_raster(path: str | Path, *, bands: tuple[int, ...] | None = None, nodata: float | None = None) -> RasterSource:
+def open_raster(
+    path: str | Path,
+    *,
+    bands: tuple[int, ...] | None = None,
+    nodata: float | None = None,
+    kind: ToldKind | None = None,
+) -> RasterSource:
     """The open raster at a local path; reads headers only.
 
-    bands: numbers from 1, in the order wanted (None: all); nodata: told, wins over masks and headers.
-    Raises InputError for everything that is no sound GeoTIFF of imagery, GeometryError for an unusable transform.
+    bands: numbers from 1, in the order wanted (None: all); nodata: told, wins over masks and headers; kind: told, wins
+    over names. Raises UsageError for bands or a nodata value that cannot be, InputError for everything that is no sound
+    GeoTIFF of imagery, GeometryError for an unusable transform.
     """
-    return RasterSource(path, bands=bands, nodata=nodata)
+    return RasterSource(path, bands, nodata, kind)
 
 
 def grid_of_reference(path: str | Path) -> Grid:
@@ -59,9 +66,15 @@ class RasterSource(Source):
     description and meaning: what the file says of itself, for the writer of its product.
     """
 
-    def __init__(self, path: str | Path, *, bands: tuple[int, ...] | None = None, nodata: float | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        bands: tuple[int, ...] | None = None,
+        nodata: float | None = None,
+        kind: ToldKind | None = None,
+    ) -> None:
         self.path = admitted(path)
-        self._asked = (None if bands is None else tuple(bands), nodata)
+        self._asked = (None if bands is None else tuple(bands), nodata, kind)
         self._local = threading.local()
         self._lock = threading.Lock()
         self._handles: list[Any] = []
@@ -130,7 +143,7 @@ class RasterSource(Source):
             handle.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (str(self.path), *self._asked)
+        return RasterSource, (str(self.path), *self._asked)
 
     def _dataset(self) -> Any:
         """The handle of the calling thread: GDAL datasets must not be shared."""
@@ -154,10 +167,6 @@ class RasterSource(Source):
         if m.validity == "nodata":
             return np.stack([_differs(band, value) for band, value in zip(stored, m.nodata, strict=True)])
         return None
-
-
-def _reopened(path: str, bands: tuple[int, ...] | None, nodata: float | None) -> RasterSource:
-    return RasterSource(path, bands=bands, nodata=nodata)
 
 
 def _differs(band: NDArray[Any], nodata: float | int | None) -> NDArray[np.bool_]:
@@ -216,13 +225,13 @@ def corner_transform(grid: Grid) -> Affine:
 
 def _header(description: Description, m: Meaning) -> Header:
     channels, assumed = [], []
-    for band, kind in zip(m.bands, m.kinds, strict=True):
+    for band, kind, guess in zip(m.bands, m.kinds, m.guesses, strict=True):
         name = band.name or band.tags.get("BANDNAME", "") or f"band {band.index}"
         own = m.sensor.profile(name) if m.sensor is not None else None
         if own is None and kind == "image":
             assumed.append(name)
         profile = own or DEFAULT_PROFILE
-        channels.append(Channel(name, (profile, profile), kind, band.unit))
+        channels.append(Channel(name, (profile, profile), kind, band.unit, guess=guess))
     facts = dict(m.facts)
     facts["sensor"] = Fact(m.sensor.name if m.sensor else None)
     if assumed:

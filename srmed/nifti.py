@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ExportError, InputError, UsageError
 from pipelines.grid import Box, Grid, Orientation
-from pipelines.image import SLAB_SAMPLES, Header, Source, slabs
+from pipelines.image import SLAB_SAMPLES, Header, Source, ToldKind, slabs
 from srmed.geometry import largest_distance, ras_from_grid
 from srmed.nifti_header import NiftiFile, image_header, read_file_header
 
@@ -46,28 +46,30 @@ ALIGNED = 2
 SUFFIXES = (".nii", ".nii.gz")
 
 
-def open_nifti(path: Path, thickness_mm: float | None = None) -> NiftiSource:
-    """Open a volume, reading its header and JSON sidecar only. thickness_mm: told by the user, wins over the sidecar.
+def open_nifti(path: Path, thickness_mm: float | None = None, kind: ToldKind | None = None) -> NiftiSource:
+    """Open a volume, reading its header and JSON sidecar only.
+
+    thickness_mm: told by the user, wins over the sidecar. kind: told too, wins over all but the intent of the header.
 
     Raises InputError (GeometryError) for what cannot or must not be super-resolved.
     """
-    return NiftiSource(path, thickness_mm)
+    return NiftiSource(path, thickness_mm, kind)
 
 
 class NiftiSource(Source):
     """A Source over one `.nii` or `.nii.gz`. Reads may come from several threads; they take turns."""
 
-    def __init__(self, path: Path, thickness_mm: float | None = None) -> None:
+    def __init__(self, path: Path, thickness_mm: float | None = None, kind: ToldKind | None = None) -> None:
         self._path = Path(path).absolute()
-        self._thickness_mm = thickness_mm
+        self._told = thickness_mm, kind
         self._file = read_file_header(self._path)
-        self._header = image_header(self._path, self._file, thickness_mm)
+        self._header = image_header(self._path, self._file, thickness_mm, kind)
         self._identity = self._identify()
         self._open_stream: IO[bytes] | None = None
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[Callable[..., NiftiSource], tuple[Path, float | None]]:
-        return open_nifti, (self._path, self._thickness_mm)
+    def __reduce__(self) -> tuple[Callable[..., NiftiSource], tuple[Path, float | None, ToldKind | None]]:
+        return open_nifti, (self._path, *self._told)
 
     @property
     def header(self) -> Header:

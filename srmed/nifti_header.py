@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import GeometryError, InputError
 from pipelines.grid import Grid
-from pipelines.image import Channel, Fact, Header
+from pipelines.image import Channel, Fact, Header, ToldKind
 from srmed.acquisition import Sidecar, Stated, acquisition, read_sidecar
 from srmed.geometry import (
     SAME_FORM_VOXELS,
@@ -240,7 +240,9 @@ def _spatial_unit(header: Nifti1Header) -> str:
         return "unknown"
 
 
-def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = None) -> Header:
+def image_header(
+    path: Path, file: NiftiFile, told_thickness_mm: float | None = None, told_kind: ToldKind | None = None
+) -> Header:
     """Everything a plan needs. Raises InputError for images that must not be super-resolved, GeometryError for tilt."""
     words = [w for w in re.split(r"[^a-z0-9]+", stem(path).lower()) if w]
     sidecar = read_sidecar(path.with_name(stem(path) + ".json"))
@@ -254,9 +256,8 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
     if told_thickness_mm is not None:
         stated = Stated(modality, told_thickness_mm, "told", sidecar.three_dimensional)
     scan = acquisition(grid, slice_axis, stated)
-    label = _label_reason(file, words)
-    if label:
-        problems.append(f"{label}: taken as a label map, its samples are repeated and not interpolated")
+    label, guess, problem = _label(file, words, told_kind)
+    problems += [problem] if problem else []
     if PRODUCT.match(file.header["descrip"].item()):
         problems.append("this is already a super-resolved product")
     channel = Channel(
@@ -265,6 +266,7 @@ def image_header(path: Path, file: NiftiFile, told_thickness_mm: float | None = 
         kind="classes" if label else "image",
         unit="HU" if modality == "CT" else "",
         noise_model="gaussian" if modality == "CT" else "rician",
+        guess=guess,
     )
     facts = {**scan.facts, "modality": modality_fact, **_file_facts(file, form)}
     if sidecar.field_tesla is not None:
@@ -362,11 +364,23 @@ def _modality(file: NiftiFile, sidecar: Sidecar, words: list[str]) -> tuple[str,
     return "MR", Fact("MR", origin="assumed"), []
 
 
-def _label_reason(file: NiftiFile, words: list[str]) -> str:
-    if int(file.header["intent_code"]) == LABEL_INTENT:
-        return "the intent of the header is a label"
+def _label(file: NiftiFile, words: list[str], told: ToldKind | None) -> tuple[bool, str, str]:
+    """Whether the samples are labels, why if that is a guess (see Channel.guess), and what to say about it."""
+    declared = int(file.header["intent_code"]) == LABEL_INTENT
+    guess = "" if declared else _label_guess(file, words)
+    taken = "taken as a label map, its samples are repeated and not interpolated"
+    if declared:
+        return True, "", f"the intent of the header is a label: {taken}"
+    if guess and told is None:
+        return True, guess, f"{guess}: {taken}; if it is an image, say --kind image"
+    overruled = f"{guess}, but it is taken as an image: --kind says so" if guess and told == "image" else ""
+    return told == "labels", "", overruled
+
+
+def _label_guess(file: NiftiFile, words: list[str]) -> str:
+    """Why a file that does not declare labels is taken for a label map, '' if it is not."""
     if words and (words[-1] in LABEL_ENDINGS or LABEL_WORDS & set(words)):
-        return "the name says so"
+        return "the name says label map"
     if file.stored.kind in "iu" and file.stored.itemsize == 8:
         return "64-bit integers are how programs store labels"
     return ""

@@ -1,6 +1,6 @@
 """Kills runs at random times, resumes them, and compares every product with the undisturbed one.
 
-    python -m tests.pipelines.killing 200 --seed 7
+python -m tests.pipelines.killing 200 --seed 7
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def kill_once(source: Path, folder: Path, rng: random.Random, longest_s: float) 
     work = Store(Path(f"{output}.work"))
     shards = len([p for p in work.fine.glob("samples/c/**/*") if p.is_file() and "partial" not in p.name])
     kept = 0
-    if not output.exists():
+    if work.folder.exists() or not output.exists():
         kept = _intact(work)
         again = start([*asked, "--resume"], folder)
         again.join()

@@ -17,7 +17,6 @@ from tests.pipelines.files import Run
 @pytest.mark.slow
 def test_a_run_killed_at_any_time_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
     outcomes = killing.kill_and_resume(20, seed, tmp_path)
     assert len(outcomes) == 20
 

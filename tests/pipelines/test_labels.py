@@ -16,8 +16,10 @@ from pipelines.calibration import windows
 from pipelines.errors import InputError
 from pipelines.grid import Box
 from pipelines.labels import census, refuse_labels
+from pipelines.runner import upscale_array
 from pipelines.samples import head, landscape
 from tests.pipelines.files import Run, write_raster
+from tests.pipelines.test_runner import raster
 
 
 def looks_like_labels(image: np.ndarray, valid: np.ndarray | None = None) -> bool:
@@ -91,6 +93,21 @@ def test_vertebrae_that_touch_are_labels() -> None:
     z, y, x = np.indices((30, 200, 60))
     spine = np.where((np.hypot(z - 15, x - 30) < 12) & (y >= 4), 1 + y // 10, 0)
     assert looks_like_labels(spine.astype(float))
+
+
+@pytest.mark.parametrize(("regions", "axes"), [(60, (0, 1)), (250, (0, 1)), (250, (1, 0)), (1000, (0, 1))])
+def test_regions_that_touch_and_are_numbered_row_by_row_are_labels(regions: int, axes: tuple[int, int]) -> None:
+    seeds = np.random.default_rng(6).uniform(0, 400, (regions, 2))
+    seeds = seeds[np.lexsort((seeds[:, 1], seeds[:, 0] // 20))]
+    near = cKDTree(seeds).query(np.stack(np.indices((400, 400)), axis=-1))[1]
+    assert looks_like_labels(near.transpose(axes).astype(float))
+
+
+def test_a_coarse_scene_enlarged_by_repeating_is_not_taken_for_numbered_regions(scene: np.ndarray) -> None:
+    coarse = np.rint(ndimage.gaussian_filter(scene[0], 20)[::12, ::12])
+    enlarged = np.kron(coarse, np.ones((6, 6)))
+    assert census([(enlarged, np.ones(enlarged.shape, bool))], 2).ordered < 0.5
+    assert not looks_like_labels(enlarged)
 
 
 @pytest.mark.parametrize("highest", [9, 20, 40, 90])
@@ -207,6 +224,50 @@ def test_a_label_map_known_by_name_is_replicated_and_says_so(run: Run, tmp_path:
     assert "by nearest" in err
     assert "thickness" not in err + out.split('"facts"')[0]
     assert run("plan", path, tmp_path / "p.nii.gz")[1].count("nearest") == 1
+
+
+@pytest.mark.parametrize("name", ["head_dseg.nii.gz", "volume1.nii.gz"])  # by name, by content
+def test_a_label_map_is_never_interpolated_for_the_name_of_a_model_alone(
+    run: Run, tmp_path: Path, scan: np.ndarray, name: str
+) -> None:
+    path = _tissue_file(tmp_path / name, scan)
+    for model in ("floor", "cubic", "linear", "lattice-mri"):
+        code, _, err = run("upscale", path, tmp_path / "o.nii.gz", "--scale", "2x1x1", "--model", model)
+        assert code == 3
+        assert "--kind image" in err
+        assert "--model nearest" in err
+    code, out, err = run("upscale", path, tmp_path / "o.nii.gz", "--scale", "2x1x1", "--kind", "labels", "--json")
+    assert (code, json.loads(out)["model"]) == (0, "nearest"), err
+    image = ("--kind", "image", "--model", "floor", "--json", "--overwrite")
+    code, out, err = run("upscale", path, tmp_path / "o.nii.gz", "--scale", "2x1x1", *image)
+    assert (code, json.loads(out)["model"]) == (0, "floor"), err
+    assert ("--kind says so" in err) == ("dseg" in name)
+    assert run("verify", tmp_path / "o.nii.gz", "--against", path, "--kind", "image")[0] == 0
+
+
+def test_labels_that_the_file_declares_are_labels_whatever_is_said(run: Run, tmp_path: Path, scan: np.ndarray) -> None:
+    image = nib.load(_tissue_file(tmp_path / "volume1.nii.gz", scan))
+    image.header["intent_code"] = 1002
+    nib.save(image, tmp_path / "declared.nii.gz")
+    for told in (["--kind", "image"], ["--model", "floor"], ["--kind", "image", "--model", "floor"]):
+        code, _, err = run("plan", tmp_path / "declared.nii.gz", tmp_path / "o.nii.gz", *told)
+        assert code == 3
+        assert "declares" in err
+        assert "say --kind image" not in err
+    assert (
+        run("plan", tmp_path / "declared.nii.gz", tmp_path / "o.nii.gz", "--kind", "image", "--model", "nearest")[0]
+        == 0
+    )
+
+
+def test_the_kind_of_an_array_can_be_told() -> None:
+    cells = np.random.default_rng(5).integers(0, 4, (12, 12))
+    labels, header = np.kron(cells, np.ones((8, 8))), raster((96, 96))
+    with pytest.raises(InputError, match="label map"):
+        upscale_array(labels, header, scale=2, model="floor")
+    assert upscale_array(labels, header, scale=2, model="floor", kind="image").shape == (1, 192, 192)
+    replicated = upscale_array(labels, header, scale=2, kind="labels")[0]
+    assert np.array_equal(replicated, np.kron(labels, np.ones((2, 2))))
 
 
 def test_a_band_of_classes_among_images_is_refused(run: Run, tmp_path: Path, scene: np.ndarray) -> None:

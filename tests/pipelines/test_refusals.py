@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -138,6 +141,69 @@ def test_a_request_that_cannot_be_met_is_refused_before_any_work(run: Run, thick
     assert code == expected, err
     assert "Traceback" not in err
     assert sorted(thick.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("spacing", ["9", "4"])
+def test_a_spacing_that_no_axis_is_coarser_than_is_named_as_such(run: Run, thick: Path, spacing: str) -> None:
+    code, _, err = run("plan", thick, thick.parent / "o.nii.gz", "--spacing", spacing)
+    assert code == 2
+    assert f"no axis of the input is coarser than {spacing} mm: its spacing is 4 x 1 x 1" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--bands", "0"), "bands 0"),
+        (("--bands", "1,1"), "bands 1, 1"),
+        (("--bands", "3"), "bands 3"),
+        (("--nodata", "-9999"), "cannot occur in uint16"),
+    ],
+)
+@pytest.mark.parametrize("command", ["upscale", "plan", "inspect", "verify"])
+def test_what_cannot_be_of_a_raster_is_usage(
+    run: Run, scene: Path, tmp_path: Path, command: str, asked: tuple[str, str], said: str
+) -> None:
+    files = {"inspect": (scene,), "verify": (scene, "--against", scene)}.get(command, (scene, tmp_path / "o.tif"))
+    code, _, err = run(command, *files, *asked)
+    assert code == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (("inspect", "{folder}/gone.tif"), 3, "gone.tif"),
+        (("upscale", "{input}"), 2, "OUTPUT"),
+        (("upscale", "{input}", "{folder}/o.nii", "--memory", "10MB", "--model", "floor"), 4, "tile"),
+        (("plan", "{input}", "{folder}/o.nii", "--model", "flor"), 2, "flor"),
+    ],
+)
+def test_a_failure_is_told_in_json_too(
+    run: Run, thick: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, what: str
+) -> None:
+    got, out, err = run(*(a.format(input=thick, folder=tmp_path) for a in arguments), "--json")
+    told = json.loads(out.splitlines()[-1])
+    assert (got, told["exit_code"]) == (code, code)
+    assert set(told["error"]) == {"what", "why", "fix"}
+    assert what in told["error"]["what"]
+    assert told["error"]["what"] in err
+
+
+def test_a_bug_is_told_in_json_too(run: Run, thick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.inspection.inspect", lambda *_, **__: 1 / 0)
+    code, out, err = run("inspect", thick, "--json")
+    assert (code, json.loads(out)["exit_code"]) == (1, 1)
+    assert "ZeroDivisionError, which is a bug" in err
+
+
+@pytest.mark.parametrize(("file", "expected"), [("t2.nii.gz", 5), ("gone.nii.gz", 3)])
+def test_a_full_disk_under_stdout_is_named(thick: Path, file: str, expected: int) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "inspect", thick.with_name(file), "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == expected
+    assert done.stderr.count("\n") == 1
+    assert ("cannot be written to stdout" in done.stderr) == (expected == 5)
 
 
 def test_the_nearest_model_name_is_offered(run: Run, thick: Path) -> None:

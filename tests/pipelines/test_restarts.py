@@ -173,6 +173,46 @@ def test_a_product_that_cannot_be_compared_does_not_stay(
     assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet", "--resume")[0] == 0
 
 
+def test_a_disk_that_fails_while_comparing_is_named_as_such(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("pipelines.runner.verify", failing)
+    code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
+    assert code == 5
+    assert "could not be compared with its input (Input/output error)" in err
+    assert "report" not in err
+    assert not (tmp_path / "o.nii.gz").exists()
+    monkeypatch.undo()
+    assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet", "--resume")[0] == 0
+
+
+def test_a_stopped_run_that_may_overwrite_goes_on_with_resume_alone(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output, work = tmp_path / "o.nii.gz", tmp_path / "work"
+    again = ("upscale", thick, output, "--model", "floor", "--work", work, "--quiet", "--resume")
+    output.write_bytes(b"old")
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.store.shards.write", full)
+        assert run("upscale", thick, output, "--model", "floor", "--work", work, "--quiet", "--overwrite")[0] == 5
+        assert run(*again)[0] == 5  # stopped once more
+    other = tmp_path / "other.nii.gz"
+    other.write_bytes(b"someone's")
+    assert run("upscale", thick, other, *again[3:])[0] == 2  # it was said of another output
+    assert run(*again, "--scale", "2x1x1")[0] == 3  # and of this plan
+    assert output.read_bytes() == b"old"
+    assert run("plan", thick, output, "--model", "floor", "--work", work, "--resume")[0] == 0
+    assert run(*again)[0] == 0
+    assert nib.load(output).shape[2] > 12
+    assert run(*again)[0] == 2  # it was said of one run
+
+
 def test_a_failing_export_keeps_the_old_product_and_its_report(
     run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,25 @@ def test_a_single_integer_band_may_be_classes_by_the_name_of_its_file(tmp_path: 
     assert _header(tmp_path / f"{stem}.tif", pixels(dtype="float32")).channels[0].kind == "image"
 
 
+@pytest.mark.parametrize("name", ["B02", "SCL", "azimuth"])
+def test_the_kind_told_wins_over_names(tmp_path: Path, name: str) -> None:
+    path = write_tif(tmp_path / "a.tif", pixels(), after=lambda d: setattr(d, "descriptions", (name,)))
+    with open_raster(path, kind="image") as image, open_raster(path, kind="labels") as labels:
+        assert image.header.channels[0].kind == "image"
+        assert labels.header.channels[0].kind == "classes"
+        assert any("--kind says so" in p for p in image.header.problems) == (name != "B02")
+
+
+def test_the_kind_told_wins_over_nothing_that_the_file_declares(tmp_path: Path) -> None:
+    path = write_tif(
+        tmp_path / "p.tif", pixels(dtype="uint8"), photometric="PALETTE",
+        before=lambda d: d.write_colormap(1, {3: (1, 2, 3, 255)}),
+    )  # fmt: skip
+    with open_raster(path, kind="image") as source:
+        assert source.header.channels[0].kind == "classes"
+        assert not source.header.channels[0].guess
+
+
 def test_palettes_thematic_layers_categories_and_single_bits_are_classes(tmp_path: Path) -> None:
     small = pixels(dtype="uint8")
     palette = _header(

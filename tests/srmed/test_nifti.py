@@ -206,6 +206,18 @@ def test_label_maps_are_classes_by_type(tmp_path: Path, dtype: str) -> None:
         assert source.header.channels[0].kind == "classes"
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("a_dseg", "int16"), ("a", "int64"), ("a", "int16")])
+def test_the_kind_told_wins_over_name_and_type(tmp_path: Path, name: str, dtype: str) -> None:
+    path = write_nifti(tmp_path / f"{name}.nii", samples().astype(dtype))
+    with open_nifti(path, kind="image") as image, open_nifti(path, kind="labels") as labels:
+        assert (image.header.channels[0].kind, labels.header.channels[0].kind) == ("image", "classes")
+
+
+def test_the_kind_told_does_not_win_over_the_intent(tmp_path: Path) -> None:
+    with open_nifti(write_nifti(tmp_path / "a.nii", intent_code=1002), kind="image") as source:
+        assert source.header.channels[0].kind == "classes"
+
+
 def test_label_maps_need_no_thickness(tmp_path: Path) -> None:
     with open_nifti(write_nifti(tmp_path / "a_dseg.nii")) as source:
         assert not any("thickness" in line for line in source.header.problems)
