@@ -107,7 +107,9 @@ def _asked(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
             click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
-            click.option("--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file."),
+            click.option(
+                "--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file (nan: none)."
+            ),
             click.option(
                 "--work",
                 metavar="DIR",

@@ -230,6 +230,9 @@ def _validity(
         found.problems.append(
             "the nodata value declared cannot occur in the type of its band: no sample is invalid by it"
         )
+    if told is not None and math.isnan(told) and all("float" not in b.dtype for b, _ in channels):
+        found.facts["validity"] = Fact("all", "told")  # NaN: no value of these is nodata
+        return "all", none
     if told is not None:
         _refuse_impossible(told, channels)
         return _by_nodata(channels, (told,) * len(channels), "told", found)
@@ -255,7 +258,7 @@ def _refuse_impossible(nodata: float, channels: _Kinds) -> None:
         raise UsageError(
             what=f"--nodata {nodata:g} cannot occur in {dtypes.pop()}",
             why="no sample would be invalid by it",
-            fix="give a value that the file holds, or leave --nodata out",
+            fix="give a value that the file holds, or nan if none is nodata",
         )
 
 

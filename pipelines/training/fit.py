@@ -21,6 +21,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -246,6 +247,7 @@ def train(
         log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
+        plugins=[LightningEnvironment()],  # one process: a machine with Slurm installed is not one job of it
     )
     with warnings.catch_warnings():
         # Lightning's use of torch, and its advice on workers: here a pair is a pure function of its number

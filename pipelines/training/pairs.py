@@ -77,8 +77,8 @@ class Pair:
     clean: bool
 
 
-NO_SUCH_VALUE = -1.0
-"""Told as nodata of unsigned scenes: their collars are learned from as they are, edges and all."""
+NO_SUCH_VALUE = float("nan")
+"""Told as nodata of whole numbers: no value is. Their collars are learned from as they are, edges and all."""
 
 
 def generator(seed: int, number: int) -> np.random.Generator:

@@ -229,3 +229,10 @@ def test_a_colour_from_a_sidecar_is_no_obstacle(tmp_path: Path) -> None:
     with open_raster(path) as source:
         assert [c.kind for c in source.header.channels] == ["image"] * 4
         assert source.description.bands[3].colour in ("nir", "undefined")
+
+
+def test_nan_told_of_whole_numbers_makes_none_of_them_nodata(tmp_path: Path) -> None:
+    write_tif(tmp_path / "a.tif", np.zeros((1, 8, 8), np.uint16), nodata=0)
+    with open_raster(tmp_path / "a.tif", nodata=float("nan")) as source:
+        assert not source.header.may_have_invalid
+        assert np.isfinite(whole(source)).all()
