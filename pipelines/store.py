@@ -204,7 +204,7 @@ class Ledger:
         """Latest record of every tile of this run; a torn last line is ignored."""
         found: list[tuple[int, Record]] = []  # when each was written: a resumed run may share tiles out differently
         for path in sorted(self._folder.glob("*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_bytes().splitlines():
                 try:
                     data = json.loads(line)
                     written_ns = int(data.pop("written_ns", 0))
