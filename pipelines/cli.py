@@ -20,6 +20,7 @@ from pipelines.errors import StoppedError, TruescaleError, UsageError
 from pipelines.screen import (
     Screen,
     describe_batch,
+    describe_bench,
     describe_check,
     describe_header,
     describe_plan,
@@ -525,6 +526,30 @@ def evaluate(suite: str, data: Path | None, chosen: tuple[str, ...], as_json: bo
     with Screen(quiet=quiet) as screen:
         result = suites.evaluate(suite, folder, list(chosen) or None, progress=screen.progress)
     to_stdout(json.dumps(result.to_json()) if as_json else result.to_text())
+
+
+@truescale.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--quick", is_flag=True, help="Small images, few rounds: under a minute.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def bench(names: tuple[str, ...], quick: bool, device: str, as_json: bool, quiet: bool) -> None:
+    """Measure the engine against its goals and its peers, side by side: all benches, or those of these names.
+
+    \b
+    truescale bench                      a quarter of an hour on two cores
+    truescale bench --quick              under a minute
+    truescale bench engine-2d seams      only these
+
+    Ends with 0 even where a goal is missed: the table says so.
+    """
+    from pipelines.bench import suite
+    from pipelines.bench.goals import Asked
+
+    with Screen(quiet=quiet) as screen:
+        found = suite.run(names, Asked(quick, suite.devices(device)), screen.progress)
+    to_stdout(json.dumps(found.to_json()) if as_json else describe_bench(found))
 
 
 @truescale.command()

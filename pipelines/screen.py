@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
     from pipelines.batch import Outcome
+    from pipelines.bench.suite import Outcome as Measured
     from pipelines.planning import Plan
     from pipelines.report import RunReport
 
@@ -266,6 +267,43 @@ def describe_batch(outcomes: Sequence[Outcome], asked: int) -> str:
     return (
         table(["output", "state", "model", "seconds", "over noise", "error"], rows) + f"\ndone     {', '.join(states)}"
     )
+
+
+def describe_bench(found: Measured) -> str:
+    """The goals as a table, what to know of them, the machine."""
+    head = ["bench", "goal", "measured", "asked", ""]
+    rows = [[row.bench, row.what, row.measured, row.goal, row.state] for row in found.rows]
+    states = [f"{sum(row.state == s for row in found.rows)} {s}" for s in ("met", "MISSED", "not run")]
+    seen = [f"{row.bench}: {row.what.split(';')[0]}: {row.why}" for row in found.rows if row.why]
+    how = "quick: small images, so ratios lean towards what is fixed per run" if found.quick else "full"
+    return "\n".join(
+        [
+            _drawn(head, rows),
+            "",
+            *seen,
+            "",
+            *[f"{name:<9} {text}" for name, text in found.machine.items()],
+            f"{'session':<9} {how}, {found.seconds:.0f} s; {', '.join(states)}",
+        ]
+    )
+
+
+def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with lines that wraps on a terminal, plain text elsewhere."""
+    if not sys.stdout.isatty():
+        return table(head, rows)
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"met": "green", "MISSED": "red"}
+    drawn = Table(*head)
+    for row in rows:
+        drawn.add_row(*[Text(cell, colours.get(cell, "")) for cell in row])
+    console = Console()
+    with console.capture() as kept:
+        console.print(drawn)
+    return kept.get().rstrip()
 
 
 def describe_header(found: dict[str, Any]) -> str:
