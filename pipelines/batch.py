@@ -16,7 +16,6 @@ import yaml
 from pipelines import runner
 from pipelines.errors import TruescaleError, UsageError
 from pipelines.job import Job
-from pipelines.report import report_path
 from pipelines.request import Request
 from pipelines.store import write_whole
 
@@ -96,34 +95,22 @@ def _jobs(entry: dict[str, Any], folder: Path) -> Iterator[Job]:
 def carry_out(job: Job, stopped: Callable[[], bool] = lambda: False) -> Outcome:
     """One job, unless its product is there with a report of the same run. Never raises TruescaleError."""
     try:
-        report = _kept(job)
+        report = runner.kept(job)
         state = "kept" if report else "made"
         if report is None:
             Path(job.output).parent.mkdir(parents=True, exist_ok=True)
-            report = runner.carry_out(job, stopped=stopped).to_json()
+            report = runner.carry_out(job, stopped=stopped)
     except TruescaleError as error:
         return Outcome(input=job.source, output=job.output, state="failed", error=str(error), exit_code=error.exit_code)
     return Outcome(
         input=job.source,
         output=job.output,
         state=state,
-        model=report["model"],
-        seconds=report["seconds"].get("total"),
-        consistency_over_noise=report["consistency_over_noise"],
-        warnings=len(report["warnings"]),
+        model=report.model,
+        seconds=report.seconds.get("total"),
+        consistency_over_noise=report.consistency_over_noise,
+        warnings=len(report.warnings),
     )
-
-
-def _kept(job: Job) -> dict[str, Any] | None:
-    """The report of the product that this job would make, if it is there."""
-    path = report_path(Path(job.output))
-    if not (path.is_file() and Path(job.output).exists()):
-        return None
-    try:
-        report = dict(json.loads(path.read_text()))
-    except ValueError:
-        return None
-    return report if report.get("run_hash") == runner.planned(job).run_hash else None
 
 
 def run(

@@ -38,7 +38,13 @@ if TYPE_CHECKING:
 # before NumPy is imported: one BLAS thread a worker, whatever the machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-EXTRAS = {"lightning": "train", "tensorboard": "train", "skimage": "evaluate", "torchmetrics": "evaluate"}
+EXTRAS = {
+    "dask_jobqueue": "slurm",
+    "lightning": "train",
+    "tensorboard": "train",
+    "skimage": "evaluate",
+    "torchmetrics": "evaluate",
+}
 """Optional packages and the extra that brings them."""
 
 
@@ -292,7 +298,7 @@ def batch(jobs: Path, workers: int, cluster: str | None, summary: Path | None, a
     asked = batches.read_jobs(jobs)
     with _stoppable() as stopped, Screen(quiet=quiet) as screen:
         outcomes = batches.run(asked, workers=workers, cluster=cluster, progress=screen.progress, stopped=stopped)
-    batches.write_summary(outcomes, summary or jobs.with_suffix(".summary"))
+    batches.write_summary(outcomes, summary or jobs.with_suffix(".summary.csv"))
     if not quiet:
         to_stderr(describe_batch(outcomes, len(asked)))
     if as_json:
@@ -378,16 +384,16 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
 
     truescale plan t2_axial.nii.gz t2_iso.nii.gz --spacing 1 --json
     """
-    from pipelines import formats, runner
-    from pipelines.workspace import Paths, check_output
+    from pipelines import runner
+    from pipelines.workspace import check_output
 
-    paths = Paths(output, options["work"], overwrite, resume).continued()
-    check_output(paths, source)
-    told = {name: options[name] for name in ("nodata", "slice_thickness", "kind")}
-    with formats.open_source(source, bands=_bands(options["bands"]), **told) as opened:
-        like = formats.grid_of(options["like"]) if options["like"] else None
-        made = runner.plan(opened, _request(options), like=like, paths=paths)
-    to_stdout(json.dumps(made.summary()) if options["as_json"] else describe_plan(made))
+    job = _job(source, output, overwrite, resume, options)
+    check_output(job.paths, source)
+    made, done = runner.planned(job), runner.kept(job) is not None
+    if options["as_json"]:
+        to_stdout(json.dumps({**made.summary(), "done": done}))
+    else:
+        to_stdout(describe_plan(made) + "\ndone     the product of this request is there already" * done)
 
 
 @truescale.command()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 from pipelines.image import Header
 from pipelines.planning import Calibration, ChannelCalibration, ChannelPlan, Plan
@@ -77,6 +77,13 @@ class RunReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return dict(json.loads(json.dumps(asdict(self))))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The report that `to_json` wrote."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        values["channels"] = tuple(ChannelResult(**channel) for channel in data["channels"])
+        return cls(**values)
 
 
 def report_path(product: Path) -> Path:
@@ -217,3 +224,11 @@ def _worst_part(made: Plan, checked: Verification, calibration: Calibration) -> 
 def write_report(report: RunReport, product: Path) -> None:
     """Write the report beside its product, whole or not at all."""
     write_whole(report_path(product), json.dumps(report.to_json(), indent=1) + "\n")
+
+
+def read_report(product: Path) -> RunReport | None:
+    """What `write_report` wrote beside a product; None if nothing of this version can be read there."""
+    try:
+        return RunReport.from_json(json.loads(report_path(product).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -28,7 +28,7 @@ from pipelines.job import Job
 from pipelines.networks import has_cuda
 from pipelines.planning import Calibration, Plan
 from pipelines.product import StoredProduct, WatchedSource, field_of_view
-from pipelines.report import RunReport, Stopwatch, report_path, summarise, write_report
+from pipelines.report import RunReport, Stopwatch, read_report, report_path, summarise, write_report
 from pipelines.request import Device, Request
 from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
@@ -125,6 +125,7 @@ def upscale(
     work: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    cluster: str | None = None,
     progress: Progress = _quiet,
     stopped: Callable[[], bool] = _never,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
@@ -159,14 +160,21 @@ def upscale(
         resume=resume,
     )
     opened = None if isinstance(source, (str, Path)) else source
-    return carry_out(job, source=opened, progress=progress, stopped=stopped, on_plan=on_plan)
+    return carry_out(job, source=opened, cluster=cluster, progress=progress, stopped=stopped, on_plan=on_plan)
 
 
 def planned(job: Job) -> Plan:
     """What a job would do, without reading a pixel or writing a byte."""
     with job.open() as opened:
         like = formats.grid_of(job.like) if job.like else None
-        return on_device(plan(opened, job.request, like=like, paths=job.paths))
+        return plan(opened, job.request, like=like, paths=job.paths)
+
+
+def kept(job: Job) -> RunReport | None:
+    """The report of the product that this job would make, if both are there: then nothing is left to do."""
+    output = Path(job.output)
+    report = read_report(output) if output.exists() else None
+    return report if report is not None and report.run_hash == planned(job).run_hash else None
 
 
 def carry_out(
@@ -180,6 +188,8 @@ def carry_out(
 ) -> RunReport:
     """All of a job in one go. source: the open input, where it is no file; cluster: see `engine.cluster.client`."""
     watch = Stopwatch()
+    if job.resume and source is None and not job.paths.work_folder.exists() and (done := kept(job)):
+        return done  # nothing to go on with, and nothing left to do
     with _begun(job, source, watch, on_plan) as (store, opened, made):
         resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped, cluster=cluster)
         return _finish(store, opened, made, job.paths, watch, progress, stopped, resumed, records)
@@ -287,7 +297,8 @@ def _begun(
             except StoppedError:
                 raise  # what is done waits for --resume
             except BaseException:
-                if paths.work is None:
+                # a mistake of this call, like a wrong address, must not cost the tiles of the calls before
+                if paths.work is None and not Ledger(store, made.run_hash).records():
                     store.remove()
                 raise
 
@@ -440,8 +451,12 @@ def _make_tiles(
             for record in records:
                 on_done(record)
 
-        with watch.stage("cluster"), engine.client(cluster, made.workers) as client:
-            engine.run(client, work, todo, on_done=on_group, stopped=stopped, on_stop=store.stop.touch)
+        with (
+            watch.stage("cluster"),
+            engine.client(cluster, made.workers) as client,
+            engine.loaded(client, work.load) as make,
+        ):
+            engine.run(client, make, todo, on_done=on_group, stopped=stopped, on_stop=store.stop.touch)
     elif todo:
         with watch.stage("load"):
             worker = Worker(store.folder, device=made.device, threads=_threads(made))

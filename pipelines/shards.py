@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import google_crc32c
 import numpy as np
@@ -56,7 +57,8 @@ def encode(values: NDArray[np.generic], chunk: Sequence[int], shard: Sequence[in
 def write(path: Path, content: bytes) -> int:
     """Put a file in place whole or not at all, on the disk, and return its CRC-32C. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # a name of its own: two hosts may make one tile at once, after one of them was taken for lost
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -220,36 +220,27 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class TileWork:
-    """Makes tiles of a work folder in any process that sees the folder: small and picklable.
-
-    A process keeps the Worker of its last run, with its network loaded (by path, its hash verified).
-    """
+    """Makes tiles of a work folder in any process that sees the folder: small and picklable."""
 
     folder: str
     run: str
     device: str
     threads: int
 
-    def worker(self) -> Worker:
-        """The Worker of this process."""
-        return _kept_worker(self)
+    def load(self) -> Callable[[Sequence[int]], list[Record]]:
+        """The work itself, for groups of tiles: plan read, network loaded by its path and its hash verified."""
+        worker = Worker(Path(self.folder), device=self.device, threads=self.threads)
+        worker.predictor  # noqa: B018 - loaded once
 
-    def __call__(self, tiles: Sequence[int]) -> list[Record]:
-        """Make the tiles that are not done yet; those that failed have an error. Stops when the folder says so."""
-        worker = self.worker()
-        ledger = Ledger(worker.store, self.run)
-        todo = ledger.missing(tiles, worker.cover.position)  # a lost process may have made some
-        found: list[Record] = []
-        writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-        run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=worker.store.stop.exists)
-        return found
+        def make(tiles: Sequence[int]) -> list[Record]:
+            """Make the tiles that are not done yet; those that failed have an error. Stops when the folder says so."""
+            todo = Ledger(worker.store, self.run).missing(tiles, worker.cover.position)  # a lost process made some
+            found: list[Record] = []
+            writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+            run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=worker.store.stop.exists)
+            return found
 
-
-@lru_cache(maxsize=1)
-def _kept_worker(work: TileWork) -> Worker:
-    worker = Worker(Path(work.folder), device=work.device, threads=work.threads)
-    worker.predictor  # noqa: B018 - loaded once
-    return worker
+        return make
 
 
 class _Spectra:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.errors import TileError, UsageError
+from pipelines.errors import StoppedError, TileError, UsageError
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from pipelines.engine.loading import Work
 
 WINDOW = 2
 """Groups in flight per thread of the cluster."""
 
 GROUP = 16
 """Most tiles in a group: they follow each other, so that a process finds their matrices again."""
+
+ANSWER_S = 5.0
+"""How long a scheduler may take to say how many workers it has."""
+
+REPLACE_S = 5.0
+"""How often lost jobs of a queueing cluster are looked for."""
 
 POLL_S = 0.05
 """How often a stop is looked for while groups are computed."""
@@ -34,9 +44,10 @@ def client(where: str | None, workers: int) -> Iterator[Client]:
     """
     import dask.config
 
-    dask.config.set({"logging.distributed": "error"})  # read when distributed is imported
+    dask.config.set({"logging.distributed": "critical"})  # read when distributed is imported
     import distributed
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters becomes an error of ours
     with ExitStack() as stack:
         if where is None:
             cluster = stack.enter_context(
@@ -49,27 +60,58 @@ def client(where: str | None, workers: int) -> Iterator[Client]:
         else:
             cluster = stack.enter_context(_from_yaml(Path(where), workers))
         try:
-            yield stack.enter_context(distributed.Client(cluster))
+            found = distributed.Client(cluster)
         except (OSError, TimeoutError) as error:
             raise UsageError(
                 what=f"no dask scheduler answers at {where}", fix="start it, or leave out --cluster"
             ) from error
+        yield stack.enter_context(found)
 
 
 def _from_yaml(path: Path, workers: int) -> Any:
     """The cluster that `class: module.Class` and `options` of a YAML describe, scaled to `workers` jobs."""
     if not path.is_file():
         raise UsageError(what=f"there is no cluster file '{path}'", fix="give tcp://HOST:PORT or a .yaml")
-    described = yaml.safe_load(path.read_text())
-    module, _, name = described["class"].rpartition(".")
-    cluster = getattr(importlib.import_module(module), name)(**described.get("options", {}))
-    cluster.scale(jobs=described.get("jobs", workers))
+    try:
+        described = yaml.safe_load(path.read_text())
+        module, _, name = described["class"].rpartition(".")
+        cluster = getattr(importlib.import_module(module), name)(**described.get("options", {}))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            what=f"'{path.name}' describes no cluster",
+            why=f"{type(error).__name__}: {error}".splitlines()[0],
+            fix="see configs/clusters for what it holds",
+        ) from error
+    cluster.scale(jobs=workers)
     return cluster
+
+
+@contextmanager
+def loaded(client: Client, load: Callable[[], Work]) -> Iterator[Work]:
+    """Work whose means are loaded once in every process of the cluster: what `load()` returns there.
+
+    Raises UsageError if a process cannot import it.
+    """
+    from pipelines.engine.loading import Loaded, call
+
+    plugin = Loaded(load)
+    try:
+        client.register_plugin(plugin)
+    except ImportError as error:
+        raise UsageError(
+            what=f"a process of the cluster lacks {error.name}", fix="install the same truescale there"
+        ) from error
+    try:
+        yield partial(call, plugin.name)
+    finally:
+        if client.status == "running":  # a shared cluster lives on, without our network
+            with suppress(OSError, TimeoutError):
+                client.unregister_worker_plugin(plugin.name)
 
 
 def run(
     client: Client,
-    work: Callable[[Sequence[Any]], Any],
+    work: Work,
     todo: Sequence[Any],
     *,
     on_done: Callable[[Any], None],
@@ -79,39 +121,68 @@ def run(
 ) -> None:
     """Call `work(items)` on the cluster for groups of `todo`, at most `most` in one; each result goes to `on_done`.
 
-    on_stop: called once when `stopped` says so; groups in flight are waited for, no other is submitted. A group whose
-    process is lost runs again. Raises TileError if it is lost too often.
+    on_stop: called once when `stopped` says so, or when the scheduler is lost; groups in flight are waited for, no
+    other is submitted. A group whose process is lost runs again. Raises TileError if it is lost too often, StoppedError
+    if the scheduler is lost.
     """
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    threads = max(1, sum(client.nthreads().values()))
-    size = max(1, min(most, len(todo) // (threads * WINDOW)))
-    groups = (todo[k : k + size] for k in range(0, len(todo), size))
     pending = as_completed()
-    told = False
-
-    def submit() -> None:
-        group = next(groups, None)
-        if group is not None:
-            pending.add(client.submit(work, list(group), pure=False))
-
-    for _ in range(threads * WINDOW):
-        submit()
-    while not pending.is_empty():
+    begun, told, looked = 0, False, time.monotonic()
+    while True:
+        threads = _threads(client)  # processes may join and leave at any time
+        window = WINDOW * max(1, threads)
         if stopped() and not told:
             told = True
             on_stop()
-        if not pending.has_ready():
+        if time.monotonic() - looked > REPLACE_S and not told:
+            looked = time.monotonic()
+            _replace_lost(client)
+        while begun < len(todo) and pending.count() < window and not told:
+            size = max(1, min(most, (len(todo) - begun) // window))  # the last groups are small: nobody waits long
+            pending.add(client.submit(work, list(todo[begun : begun + size]), pure=False))
+            begun += size
+        if pending.is_empty() or (told and not threads):  # nobody is there to end what is in flight
+            return
+        if not (pending.has_ready() or _lost(client)):
             time.sleep(POLL_S)
             continue
         try:
-            on_done(next(pending).result())
+            future = None if _lost(client) else next(pending)
+            if future is None or future.cancelled():
+                raise StoppedError(
+                    what="the dask scheduler is gone",
+                    why="it gave the workers their tiles",
+                    fix="start it, then run again with --resume",
+                )
+            on_done(future.result())
         except KilledWorker as error:
+            on_stop()
             raise TileError(
                 what="the same work has ended several processes of the cluster",
                 why="it may need more memory than they have",
                 fix="see their logs, then run again with --resume",
             ) from error
-        if not stopped():
-            submit()
+        except BaseException:
+            on_stop()  # the processes may live on
+            raise
+
+
+def _threads(client: Client) -> int:
+    """Threads of the cluster; processes that are still waiting in a queue have none."""
+    try:
+        return sum(client.nthreads(callback_timeout=ANSWER_S).values())
+    except (OSError, TimeoutError):  # the scheduler is lost, which `run` sees next
+        return 0
+
+
+def _replace_lost(client: Client) -> None:
+    """Submit jobs again that have been cancelled or whose time was over: a queueing cluster replaces none by itself."""
+    cluster = client.cluster
+    if cluster is not None and hasattr(cluster, "job_script"):
+        cluster.scale(jobs=len(cluster.worker_spec))
+
+
+def _lost(client: Client) -> bool:
+    return client.status != "running"

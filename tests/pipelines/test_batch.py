@@ -45,13 +45,14 @@ def test_a_failed_input_stops_no_other_and_a_second_call_does_what_is_missing(
     assert states(out) == {**made, "broken_2x.tif": "failed"}
     (folder / "out" / "s1_2x.tif").unlink()
     before = (folder / "out" / "s0_2x.tif").stat().st_mtime_ns
-    (folder / "broken.tif").unlink()
+    (folder / "broken.tif").unlink()  # GDAL would look into it before it writes over it
     write_raster(folder / "broken.tif", smooth((1, 40, 40)).astype(np.uint16))
     code, out, _ = run(*common)
     assert code == 0
     assert states(out) == {"s0_2x.tif": "kept", "s1_2x.tif": "made", "s2_2x.tif": "kept", "broken_2x.tif": "made"}
     assert (folder / "out" / "s0_2x.tif").stat().st_mtime_ns == before
     assert not list((folder / "out").glob("*.work*"))
+    assert {p.name for p in folder.glob("jobs*")} == {"jobs.yaml", "jobs.summary.csv", "jobs.summary.json"}
 
 
 def test_another_request_or_input_makes_a_product_again(run: Run, folder: Path) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import dask.config
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
 from pipelines import runner
 from pipelines.engine import cluster
-from pipelines.errors import UsageError
+from pipelines.errors import ModelError, UsageError
 from pipelines.job import Job
 from pipelines.request import Request
 from pipelines.store import Store
@@ -100,8 +105,6 @@ def test_a_stop_lets_groups_in_flight_end_and_submits_no_other(client: Client) -
 
 
 def test_a_scheduler_that_is_not_there_is_named(run: Run, image: Path, tmp_path: Path) -> None:
-    import dask.config
-
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         code, _, err = run("upscale", image, tmp_path / "o.tif", "--model", "floor", "--cluster", "tcp://127.0.0.1:9")
     assert code == 2
@@ -123,12 +126,18 @@ def test_a_lost_process_costs_only_its_tiles_in_flight(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, "--model", "floor", "--workers", "2", "--memory", "3GB", "--resume"], start_new_session=True
     )
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")  # noqa: T201 - to make it happen again
     deadline = time.monotonic() + 60
+    while not list((work / "ledger").glob("*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(random.Random(seed).uniform(0, 1))  # in any state: working, waiting or ended already
     killed = False
-    while process.poll() is None and not killed and time.monotonic() < deadline:
+    while not killed and time.monotonic() < deadline:
         names = [path.stem.split("-") for path in (work / "ledger").glob("*.jsonl")]
         for parts in names:
-            os.kill(int(parts[-2]), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(int(parts[-2]), signal.SIGKILL)
             killed = True
             break
         time.sleep(0.02)
@@ -141,3 +150,93 @@ def test_a_bad_cluster_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError), cluster.client(str(tmp_path / "x.yaml"), 2):
         pass
     assert not Store(tmp_path).stop.exists()
+
+
+@contextmanager
+def separate_cluster(workers: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A scheduler and workers as processes of their own: the scheduler's, and its address."""
+    program = [sys.executable, "-m"]
+    scheduler = subprocess.Popen(
+        [*program, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert scheduler.stderr is not None
+    address = next(re.findall(r"tcp://\S+", line)[0] for line in scheduler.stderr if "Scheduler at" in line)
+    threading.Thread(target=scheduler.stderr.read, daemon=True).start()
+    started = [
+        subprocess.Popen(
+            [*program, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"],
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )
+        for _ in range(workers)
+    ]  # fmt: skip
+    try:
+        yield scheduler, address
+    finally:
+        for process in (*started, scheduler):
+            process.kill()
+            process.wait()
+        scheduler.stderr.close()
+
+
+def test_a_scheduler_that_dies_leaves_a_run_that_goes_on(run: Run, tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "image.tif", smooth((4, 700, 700)).astype(np.uint16))
+    options = ("--model", "floor", "--memory", "900MB", "--quiet")
+    command = [sys.executable, "-m", "pipelines.cli", "upscale", str(image), str(tmp_path / "o.tif"), *options]
+    with separate_cluster(1) as (scheduler, address):
+        process = subprocess.Popen([*command, "--cluster", address], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "o.tif.work" / "ledger").glob("*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        scheduler.kill()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 5, err
+    assert err.strip().splitlines()[-1].startswith("error    the dask scheduler is gone"), err
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert run(*command[3:], "--resume", "--cluster", "tcp://127.0.0.1:9")[0] == 2  # a mistake costs no tile
+    assert list((tmp_path / "o.tif.work" / "ledger").glob("*"))
+    assert run(*command[3:], "--resume")[0] == 0
+    assert run("upscale", image, tmp_path / "whole.tif", *options)[0] == 0
+    assert (tmp_path / "o.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
+def test_a_process_loads_its_work_once_and_lets_it_go(client: Client, tmp_path: Path) -> None:
+    results: list[int] = []
+
+    def load() -> Callable[[Sequence[int]], list[int]]:
+        tempfile.mkstemp(dir=tmp_path)
+        return lambda items: [item + 1 for item in items]
+
+    with cluster.loaded(client, load) as work:
+        cluster.run(client, work, range(100), on_done=results.extend, stopped=lambda: False, most=3)
+    assert sorted(results) == list(range(1, 101))
+    assert len(list(tmp_path.iterdir())) == 2  # once each of two workers
+    left = client.run(lambda dask_worker: [name for name in dask_worker.plugins if "truescale" in name])
+    assert list(left.values()) == [[], []]
+
+
+def test_what_cannot_be_loaded_is_told_to_the_caller(client: Client) -> None:
+    def load() -> Callable[[Sequence[int]], int]:
+        raise ModelError(what="the weights differ from their card")
+
+    with cluster.loaded(client, load) as work, pytest.raises(ModelError, match="differ"):
+        cluster.run(client, work, range(4), on_done=print, stopped=lambda: False)
+
+
+def test_a_stop_does_not_wait_for_workers_that_never_came() -> None:
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    with LocalCluster(n_workers=0, **options) as here, Client(here) as empty:
+        stopping = iter([False, False, True])
+        told: list[bool] = []
+        cluster.run(
+            empty, list, range(4), on_done=print,
+            stopped=lambda: next(stopping, True), on_stop=lambda: told.append(True),
+        )  # fmt: skip
+    assert told == [True]
+
+
+@pytest.mark.parametrize("text", ["[]", "class: [", "class: dask_jobqueue.NoSuchCluster", "options: {}"])
+def test_a_cluster_file_that_describes_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError, match="describes no cluster"), cluster.client(str(tmp_path / "c.yaml"), 2):
+        pass

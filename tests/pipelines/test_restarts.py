@@ -323,7 +323,7 @@ def test_a_resumed_run_keeps_its_tiles_whatever_the_memory(
     monkeypatch.setattr("pipelines.store.shards.write", full_disk)
     assert run("upscale", scene, tmp_path / "o.tif", *options, "--workers", "1")[0] == 5
     monkeypatch.undo()
-    less = ("--memory", str(whole["predicted_bytes"] - 1), "--workers", "2")
+    less = ("--memory", "850MB", "--workers", "2")
     _, out, _ = run("plan", scene, tmp_path / "p.tif", *options[:2], "--json", *less)
     assert json.loads(out.splitlines()[-1])["tiles"] > whole["tiles"]
     code, out, err = run("upscale", scene, tmp_path / "o.tif", *options, "--resume", *less)
@@ -341,3 +341,18 @@ def test_a_torn_line_of_the_ledger_swallows_no_other(tmp_path: Path) -> None:
         file.write('{"tile": 1, "run": "ru')
     Ledger(store, "run").append("worker-0", Record(2, "run", 3))
     assert sorted(Ledger(store, "run").records()) == [0, 2]
+
+
+def test_a_run_called_again_after_its_end_leaves_the_product_alone(run: Run, thick: Path, tmp_path: Path) -> None:
+    common = ("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet", "--json")
+    first = run(*common)[1].splitlines()[-1]
+    before = (tmp_path / "o.nii.gz").stat().st_mtime_ns
+    code, out, _ = run(*common, "--overwrite", "--resume")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1]) == json.loads(first)
+    assert (tmp_path / "o.nii.gz").stat().st_mtime_ns == before
+    plan = ("plan", *common[1:5], "--overwrite", "--json")
+    assert json.loads(run(*plan)[1])["done"]
+    assert not json.loads(run(*plan, "--noise", "3")[1])["done"]
+    assert run(*common, "--overwrite", "--resume", "--noise", "3")[0] == 0
+    assert (tmp_path / "o.nii.gz").stat().st_mtime_ns > before

@@ -2,25 +2,50 @@
 # One large input over many jobs: prepare, N parts side by side, finish; no scheduler of our own.
 #
 #   workflows/batch/array.sh INPUT OUTPUT N [options of truescale upscale]
-#   SBATCH_OPTIONS="--partition=long --account=x" workflows/batch/array.sh ...
+#   SBATCH_OPTIONS="--partition=long --time=12:00:00" workflows/batch/array.sh ...
 #
-# All jobs must see the folder of OUTPUT. A part that failed is submitted again by the same call; what is done stays.
+# N: how many parts, or 100%8 for at most 8 of 100 at a time. Every job must see the folders of INPUT and OUTPUT.
+# TRUESCALE names the program where it is not on the PATH. Called again it does what is missing: after a failed or
+# cancelled part the rest, after all is done nothing.
+#
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=4G
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
-if [ $# -lt 3 ]; then
-  sed -n '2,7p' "$0"
+truescale=${TRUESCALE:-truescale}
+
+# inside the jobs; exec: Slurm's signals reach the program, which ends its tile and leaves the rest for the next try
+case "${1:-}" in
+  --job) shift && exec "$truescale" "$@" ;;
+  --part) exec "$truescale" run "$2" --part "$SLURM_ARRAY_TASK_ID/$3" ;;
+esac
+
+if [ $# -lt 3 ] || ! [[ $3 =~ ^[1-9][0-9]*(%[1-9][0-9]*)?$ ]]; then
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
-input=$1 output=$2 parts=$3
+input=$1 output=$2 array=$3
 shift 3
-work="$output.work"
-read -r -a common <<<"${SBATCH_OPTIONS:-}"
-submit() { sbatch --parsable --requeue --open-mode=append --kill-on-invalid-dep=yes "${common[@]}" "$@"; }
-quoted=$(printf ' %q' "$input" "$output" "$@")
-folder=$(printf '%q' "$work")
-prepare=$(submit --job-name=ts-prepare --output="$output.prepare.log" \
-  --wrap "exec truescale prepare$quoted --overwrite --resume")
-tiles=$(submit --job-name=ts-part --output="$output.part-%a.log" --array="1-$parts" --dependency="afterok:$prepare" \
-  --signal=TERM@120 --wrap "exec truescale run $folder --part \$SLURM_ARRAY_TASK_ID/$parts")
-finish=$(submit --job-name=ts-finish --output="$output.finish.log" --dependency="afterok:$tiles" \
-  --wrap "exec truescale finish $folder")
-echo "prepare $prepare, parts $tiles, finish $finish; logs beside $output"
+for option in "$@"; do
+  case $option in --work | --work=*) echo "array.sh: the work folder is '$output.work'; leave out --work." >&2 && exit 2 ;; esac
+done
+
+# reads no pixel: what cannot work is refused here, not in the queue
+plan=$("$truescale" plan "$input" "$output" "$@" --overwrite --resume --json)
+if [[ $plan == *'"done": true'* ]]; then
+  echo "nothing to do: '$output' is there already"
+  exit 0
+fi
+
+# shellcheck disable=SC2086  # several options
+submit() { # NAME LOG [OPTION...] SCRIPT ARGUMENT...; % in a path would be a pattern
+  sbatch --parsable --job-name="truescale-$1" --output="${output//%/%%}.$2.log" --kill-on-invalid-dep=yes \
+    ${SBATCH_OPTIONS:-} "${@:3}"
+}
+prepare=$(submit prepare prepare "$0" --job prepare "$input" "$output" "$@" --overwrite --resume)
+parts=$(submit part part-%a --array="1-$array" --dependency="afterok:$prepare" "$0" --part "$output.work" "${array%%%*}")
+finish=$(submit finish finish --dependency="afterok:$parts" "$0" --job finish "$output.work")
+echo "prepare $prepare, parts $parts, finish $finish; logs: $output.*.log"

@@ -1,0 +1,41 @@
+"""What a process of a dask cluster loads once and keeps for its groups of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from distributed import Worker, WorkerPlugin, get_worker
+
+Work = Callable[[Sequence[Any]], Any]
+"""Does a group of items; what it returns is small."""
+
+
+class Loaded(WorkerPlugin):
+    """Calls `load` once in every process, those that join later too, and keeps the work that it returns."""
+
+    def __init__(self, load: Callable[[], Work]) -> None:
+        self.name = f"truescale-{uuid4().hex}"
+        self._load = load
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - its name is part of the contract
+        """Load; a failure is kept for the first group, which tells the caller: here it would end the process."""
+        try:
+            self.work = self._load()
+        except Exception as error:  # noqa: BLE001 - raised again in `call`
+            self.work = _raising(error)
+
+
+def call(name: str, items: Sequence[Any]) -> Any:
+    """Do a group of items with what this process has loaded under a name."""
+    plugin = get_worker().plugins[name]
+    assert isinstance(plugin, Loaded)
+    return plugin.work(items)
+
+
+def _raising(error: Exception) -> Work:
+    def work(_: Sequence[Any]) -> Any:
+        raise error
+
+    return work
