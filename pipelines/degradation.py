@@ -338,8 +338,8 @@ def _reach(matrix: sparse.csr_array) -> int:
     if seeing.shape[0] == 0:
         return 0
     middle = seeing.shape[0] // 2
-    rows = seeing[max(0, middle - 100) : middle + 100].toarray()
-    kernel = rows @ rows.T
+    rows = seeing[max(0, middle - 100) : middle + 100]
+    kernel = (rows @ rows.T).toarray()
     weight = max(1e-12, 0.0 if well_conditioned(kernel) else 1e-4) * float(np.linalg.norm(kernel, 2))
     row = np.abs(np.linalg.inv(kernel + weight * np.eye(len(kernel)))[len(kernel) // 2])
     far = np.flatnonzero(row > NEGLIGIBLE * row.max())

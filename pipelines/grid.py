@@ -352,7 +352,11 @@ class Placement:
 
     def centres(self) -> NDArray[np.float64]:
         """Centres (coarse,) of the coarse samples in fine index units."""
-        return np.array([float(self.first + j * self.scale) for j in range(self.coarse)])
+        return _line(self.first, self.scale, self.coarse)
+
+    def positions(self) -> NDArray[np.float64]:
+        """Coarse coordinates (fine,) of all fine samples, rounded once."""
+        return _line(-self.first / self.scale, 1 / self.scale, self.fine)
 
     def coordinates(self, start: int = 0, stop: int | None = None) -> list[Fraction]:
         """Exact coarse coordinates of the fine samples start <= i < stop."""
@@ -362,6 +366,15 @@ class Placement:
     def changed(self) -> bool:
         """False if both lattices are one."""
         return not (self.scale == 1 and self.first == 0 and self.coarse == self.fine)
+
+
+def _line(first: Fraction, step: Fraction, count: int) -> NDArray[np.float64]:
+    """First + i step, each the double nearest to the exact value."""
+    below = first.denominator * step.denominator
+    start, rise = first.numerator * step.denominator, step.numerator * first.denominator
+    if max(abs(start), abs(start + (count - 1) * rise), below) < 2**53:  # one rounding: that of the division
+        return (start + np.arange(count) * rise) / below
+    return np.array([float(first + i * step) for i in range(count)])
 
 
 def _require_one_frame(grid: Grid, other: Grid) -> None:

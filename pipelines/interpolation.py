@@ -28,7 +28,7 @@ REACH = {"nearest": 1, "linear": 1, "cubic": 13}
 @lru_cache(maxsize=64)
 def matrix(place: Placement, kind: str) -> sparse.csr_array:
     """The interpolation (fine, coarse) along one axis; rows sum to 1. kind: nearest, linear or cubic."""
-    u = np.array([float(c) for c in place.coordinates()])
+    u = place.positions()
     if kind == "nearest":
         taps = np.floor(u + 0.5 - 1e-9)[:, None]  # a tie goes to the lower sample
         weights = np.ones_like(taps)

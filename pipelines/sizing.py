@@ -40,8 +40,14 @@ SPECTRA_BYTES = 128_000_000
 FULL_DEPTH = 96
 """Volumes with at most this many coarse samples on the slice axis are not cut along it."""
 
-TILES = {2: ((1024, 1024), (512, 512), (256, 256)), 3: ((256, 128, 128), (128, 96, 96), (64, 64, 64), (32, 32, 32))}
-"""Shards tried per number of axes, in fine samples, the largest that fits the budget wins."""
+TILES = {
+    2: ((2048, 2048), (1024, 1024), (512, 512), (256, 256)),
+    3: ((256, 192, 192), (256, 128, 128), (128, 96, 96), (64, 64, 64), (32, 32, 32)),
+}
+"""Shards tried per number of axes, in fine samples: the largest that fits the budget wins, the first of networks only.
+
+What a tile computes beyond its own samples costs a network's time; an interpolation is quick and rather has many tiles.
+"""
 
 CHUNK = {2: 256, 3: 32}
 """Side of the inner chunks of a shard of fine samples."""
@@ -53,7 +59,7 @@ def fitted(plan: Plan, card: ModelCard) -> Plan:
     The tile decides the bytes of a network's product in the last digits, so the workers must not decide the tile.
     """
     needed = {}
-    for tile in TILES[plan.fine.ndim]:
+    for tile in TILES[plan.fine.ndim][0 if card.network else 1 :]:
         shard = tuple(_shard_side(plan, a, side) for a, side in enumerate(tile))
         needed[shard] = predicted_bytes(replace(plan, workers=1, threads=1), card, shard)
         if needed[shard] <= plan.memory_bytes:
@@ -98,7 +104,9 @@ def _shard_side(plan: Plan, axis: int, side: int) -> int:
     chunk = CHUNK[plan.fine.ndim]
     if axis == plan.slice_axis and plan.coarse.shape[axis] <= FULL_DEPTH:
         side = plan.fine.shape[axis]  # halos would cost more than the whole stack
-    return math.ceil(min(side, plan.fine.shape[axis]) / chunk) * chunk
+    length = plan.fine.shape[axis]
+    count = math.ceil(length / side)  # shards of one size: no thin one at the end, all halo
+    return math.ceil(length / count / chunk) * chunk
 
 
 def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:

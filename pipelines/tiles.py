@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +54,10 @@ class Span:
 
     def pieces(self) -> list[tuple[tuple[int, int], ...]]:
         """(read, rows, estimate, write) ranges of every shard; all reads have one length."""
-        found = [self._piece(k) for k in range(self.count)]
-        length = max(stop - start for (start, stop), *_ in found)
-        length = math.ceil(length / self.multiple_of) * self.multiple_of
-        return [((start, start + length), *rest) for (start, _), *rest in found]
+        return _pieces(self)
 
-    def _piece(self, number: int) -> tuple[tuple[int, int], ...]:
+    def piece(self, number: int) -> tuple[tuple[int, int], ...]:
+        """The same of one shard; its read range as it is."""
         place = self.place
         write = (number * self.shard, min(place.fine, (number + 1) * self.shard))
         rows, estimate = write, write
@@ -84,6 +83,14 @@ class Span:
         """Coarse samples nearest to the first and last fine sample of a range."""
         first, last = (self.place.coordinates(i, i + 1)[0] for i in (fine[0], fine[1] - 1))
         return math.floor(first + Fraction(1, 2)), math.floor(last + Fraction(1, 2))
+
+
+@lru_cache(maxsize=64)
+def _pieces(span: Span) -> list[tuple[tuple[int, int], ...]]:
+    found = [span.piece(k) for k in range(span.count)]
+    length = max(stop - start for (start, stop), *_ in found)
+    length = math.ceil(length / span.multiple_of) * span.multiple_of
+    return [((start, start + length), *rest) for (start, _), *rest in found]
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,8 +269,8 @@ def on_dask(folder: str, workers: int) -> Work:
     def work() -> dict[str, Any]:
         todo = ledger.missing(range(len(worker.cover)), worker.cover.position)
         tile_work = TileWork(folder, worker.plan.run_hash, "cpu", 1)
-        with cluster.client(None, workers) as client:
-            cluster.run(client, tile_work, todo, on_done=lambda _: None, stopped=never, most=2)
+        with cluster.client(None, workers) as client, cluster.loaded(client, tile_work.load) as make:
+            cluster.run(client, make, todo, on_done=lambda _: None, stopped=never, most=2)
         gc.collect()  # as above
         return {}
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from pipelines.card import BETWEEN, ModelCard, finest
 from pipelines.errors import ModelError
@@ -30,8 +33,11 @@ from pipelines.networks.lattice import (
 BATCH_SAMPLES = 32768
 """Lattice samples a network sees at once: their features stay near the processor's caches."""
 
-BLOCK = 256
-"""Coarse samples of a side of an image that are computed together."""
+BLOCK = 384
+"""Most coarse samples of a side of an image that are computed together."""
+
+MOST_PHASES = 64
+"""Of the distinct positions of fine samples between coarse ones: a head for each of more costs more than it saves."""
 
 Array = NDArray[np.float32]
 
@@ -63,22 +69,46 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> La
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """Fine samples of a write box on one upsampled axis: nearest global lattice index and phase of each."""
+    """Fine samples of a write box on one upsampled axis: nearest global lattice index, and which phase each has."""
 
-    rows: list[int]
-    phases: list[Fraction]
+    rows: NDArray[np.int64]
+    which: NDArray[np.int64]
+    phases: tuple[Fraction, ...]
 
     @classmethod
     def of(cls, place: Placement, start: int, stop: int) -> _Axis:
-        return cls(*locate(place.coordinates(start, stop)))
+        """Phases repeat: after as many fine samples as the scale's numerator, as many lattice samples as its other."""
+        period, step = place.scale.numerator, place.scale.denominator
+        if period <= MOST_PHASES:
+            rows, phases = locate(place.coordinates(0, period))
+            turn, which = np.divmod(np.arange(start, stop), period)
+            return cls(np.array(rows)[which] + turn * step, which, tuple(phases))
+        rows, phases = locate(place.coordinates(start, stop))
+        distinct = sorted(set(phases))
+        number = {p: n for n, p in enumerate(distinct)}
+        return cls(np.array(rows), np.array([number[p] for p in phases]), tuple(distinct))
+
+    def part(self, cut: slice) -> _Axis:
+        """Some of them."""
+        return _Axis(self.rows[cut], self.which[cut], self.phases)
+
+    def blocks(self) -> Iterator[tuple[slice, range]]:
+        """Runs of fine samples, and the at most BLOCK lattice indices that each is made of: always as many."""
+        length = self.high + 1 - self.low
+        count = math.ceil(length / BLOCK)
+        size = math.ceil(length / count)
+        edges = np.searchsorted(self.rows, [*(self.low + size * np.arange(count)), self.high + 1])
+        for n, (first, last) in enumerate(pairwise(edges)):
+            start = min(self.low + n * size, self.high + 1 - size)  # the last one is shifted inwards
+            yield slice(int(first), int(last)), range(start, start + size)
 
     @property
     def low(self) -> int:
-        return min(self.rows)
+        return int(self.rows[0])
 
     @property
     def high(self) -> int:
-        return max(self.rows)
+        return int(self.rows[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +125,8 @@ class _Between:
     def of(cls, axis: _Axis) -> _Between:
         first, last = axis.low - BETWEEN, axis.high + BETWEEN
         weights = np.zeros((len(axis.rows), last - first + 1), np.float32)
-        for n, (row, phase) in enumerate(zip(axis.rows, axis.phases, strict=True)):
+        for n, (row, number) in enumerate(zip(axis.rows, axis.which, strict=True)):
+            phase = axis.phases[number]
             low = row if phase >= 0 else row - 1
             t = float(phase if phase >= 0 else phase + 1)
             taps = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
@@ -219,10 +250,8 @@ class LatticePredictor:
         start = write.start[0] - half - read.start[0]
         count = write.shape[0]
         size = max(1, self._batch_samples * fold // (region.shape[1] * region.shape[2]))
-        distinct, which = _distinct(axis.phases)
-        table = torch.tensor([[float(p)] for p in distinct], dtype=torch.float64)
-        weights = self._basis(table, told).float()[which].to(self.device)
-        rows = torch.tensor([i - axis.low for i in axis.rows], device=self.device)
+        size = math.ceil(count / math.ceil(count / size))
+        place = self._rows_placed(axis, told)
         skip = write.start[1] - write.start[1] // fold * fold
         result = np.empty((count, len(axis.rows), write.shape[1]), np.float32)
         condition = told.float().to(self.device)
@@ -231,57 +260,46 @@ class LatticePredictor:
             wanted = np.minimum(np.arange(n, n + size), count - 1)[:, None] + np.arange(o.planes) + start
             planes = np.ascontiguousarray(region[wanted].transpose(0, 1, 3, 2))
             maps = self._net(torch.from_numpy(planes).to(self.device), condition)
-            placed = place_rows(maps, rows, weights)[:, :, skip : skip + write.shape[1]]
+            placed = place(maps)[:, :, skip : skip + write.shape[1]]
             result[n : n + size] = placed[: min(size, count - n)].cpu().numpy()
         return result
+
+    def _rows_placed(self, axis: _Axis, told: Tensor) -> Callable[[Tensor], Tensor]:
+        """What makes fine rows (b, n, columns) of the basis maps (b, K, rows, columns) of a view."""
+        table = torch.tensor([[float(p)] for p in axis.phases], dtype=torch.float64)
+        weights = self._basis(table, told).float().to(self.device)  # (phases, K)
+        rows, which = (torch.from_numpy(v).to(self.device) for v in (axis.rows - axis.low, axis.which))
+        if len(axis.phases) > MOST_PHASES:
+            return lambda maps: place_rows(maps, rows, weights[which])
+        return lambda maps: functional.conv2d(maps, weights[:, :, None, None])[:, which, rows]
 
     def _image(self, samples: Array, read: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
         """The residual (fine rows, fine columns) of one band, block by block."""
         result = np.empty((len(y.rows), len(x.rows)), np.float32)
-        for rows in _blocks(y.rows):
-            for columns in _blocks(x.rows):
-                part = _Axis(y.rows[rows], y.phases[rows]), _Axis(x.rows[columns], x.phases[columns])
-                result[rows, columns] = self._block(samples, read, *part, told)
+        for rows, lattice_y in y.blocks():
+            for columns, lattice_x in x.blocks():
+                lattice = Box((lattice_y.start, lattice_x.start), (lattice_y.stop, lattice_x.stop))
+                result[rows, columns] = self._block(samples, read, lattice, y.part(rows), x.part(columns), told)
         return result
 
-    def _block(self, samples: Array, read: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
+    def _block(self, samples: Array, read: Box, lattice: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
         margin = self.options.margin[0]
-        area = samples[
-            y.low - margin - read.start[0] : y.high + 1 + margin - read.start[0],
-            x.low - margin - read.start[1] : x.high + 1 + margin - read.start[1],
-        ]
+        area = samples[lattice.grow((margin, margin)).within(read).slices]
         maps = self._net(
             torch.from_numpy(np.ascontiguousarray(area))[None, None].to(self.device), told.float().to(self.device)
         )
-        ys, which_y = _distinct(y.phases)
-        xs, which_x = _distinct(x.phases)
-        table = torch.tensor([[float(p), float(q)] for p in ys for q in xs], dtype=torch.float64)
-        weights = self._basis(table, told).float().T.contiguous()  # (K, distinct)
-        number = torch.from_numpy(which_y[:, None] * len(xs) + which_x)
-        r = place_pixels(
-            maps,
-            torch.tensor([i - y.low for i in y.rows], device=self.device),
-            torch.tensor([i - x.low for i in x.rows], device=self.device),
-            weights[:, number].to(self.device),
+        rows, columns = (
+            torch.from_numpy(axis.rows - start).to(self.device)
+            for axis, start in zip((y, x), lattice.start, strict=True)
         )
-        return np.asarray(r[0].cpu().numpy())
-
-
-def _distinct(phases: list[Fraction]) -> tuple[list[Fraction], NDArray[np.intp]]:
-    """The distinct phases, and for each phase the number of its own."""
-    distinct = sorted(set(phases))
-    number = {p: n for n, p in enumerate(distinct)}
-    return distinct, np.array([number[p] for p in phases], np.intp)
-
-
-def _blocks(rows: list[int]) -> Iterator[slice]:
-    """Slices of fine samples whose nearest lattice indices span at most BLOCK."""
-    start = 0
-    for n, row in enumerate(rows):
-        if row - rows[start] >= BLOCK:
-            yield slice(start, n)
-            start = n
-    yield slice(start, len(rows))
+        (ys, which_y), (xs, which_x) = (np.unique(axis.which, return_inverse=True) for axis in (y, x))
+        table = torch.tensor([[float(y.phases[p]), float(x.phases[q])] for p in ys for q in xs], dtype=torch.float64)
+        weights = self._basis(table, told).float().to(self.device)  # (phases of y and x, K)
+        number = torch.from_numpy(which_y[:, None] * len(xs) + which_x).to(self.device)
+        if len(weights) > MOST_PHASES:
+            return np.asarray(place_pixels(maps, rows, columns, weights.T[:, number])[0].cpu().numpy())
+        heads = functional.conv2d(maps, weights[:, :, None, None])[0]  # every phase at every lattice sample
+        return np.asarray(heads[number, rows[:, None], columns].cpu().numpy())
 
 
 def _others(axis: int) -> tuple[tuple[int, int], tuple[int, int]]:

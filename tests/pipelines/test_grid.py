@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import GeometryError
-from pipelines.grid import Box, Factor, Frame, Grid, Orientation, fine_length, placements
+from pipelines.grid import Box, Factor, Frame, Grid, Orientation, Placement, fine_length, placements
 from tests.strategies import factors, grids
 
 
@@ -120,3 +121,14 @@ def test_a_turned_grid_is_turned_back_onto_its_origin(
 def test_a_scale_below_one_is_refused() -> None:
     with pytest.raises(GeometryError, match="coarser"):
         Factor((Fraction(1, 2),))
+
+
+@given(
+    st.integers(2, 60),
+    st.fractions(1, 8, max_denominator=60),
+    st.fractions(-5, 5, max_denominator=10**9),
+)
+def test_positions_are_the_doubles_nearest_to_the_exact_ones(coarse: int, scale: Fraction, first: Fraction) -> None:
+    place = Placement(coarse, math.floor(coarse * scale), scale, first)
+    assert place.positions().tolist() == [float(u) for u in place.coordinates()]
+    assert place.centres().tolist() == [float(first + j * scale) for j in range(coarse)]

@@ -323,8 +323,9 @@ def test_a_resumed_run_keeps_its_tiles_whatever_the_memory(
     monkeypatch.setattr("pipelines.store.shards.write", full_disk)
     assert run("upscale", scene, tmp_path / "o.tif", *options, "--workers", "1")[0] == 5
     monkeypatch.undo()
-    less = ("--memory", "850MB", "--workers", "2")
-    _, out, _ = run("plan", scene, tmp_path / "p.tif", *options[:2], "--json", *less)
+    monkeypatch.setattr("pipelines.sizing.TILES", {2: ((512, 512), (256, 256))})  # what less memory leads to
+    less = ("--memory", str(whole["predicted_bytes"] - 1), "--workers", "1")
+    _, out, err = run("plan", scene, tmp_path / "p.tif", *options[:2], "--json", *less)
     assert json.loads(out.splitlines()[-1])["tiles"] > whole["tiles"]
     code, out, err = run("upscale", scene, tmp_path / "o.tif", *options, "--resume", *less)
     assert code == 0, err
