@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.errors import StoppedError, TruescaleError, UsageError
+from pipelines.options import (
+    bands_of,
+    cluster_option,
+    data_option,
+    existing_folder,
+    job_of,
+    kind_option,
+    on_plan_of,
+    replacing_options,
+    request_options,
+    stoppable,
+)
 from pipelines.screen import (
     Screen,
     describe_batch,
@@ -31,9 +40,7 @@ from pipelines.screen import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.job import Job
-    from pipelines.planning import Plan
-    from pipelines.request import Request
+    pass
 
 # before NumPy is imported: one BLAS thread a worker, whatever the machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -46,129 +53,6 @@ EXTRAS = {
     "torchmetrics": "evaluate",
 }
 """Optional packages and the extra that brings them."""
-
-
-_kind = click.option(
-    "--kind",
-    type=click.Choice(["image", "labels"]),
-    help="What INPUT is, where its name, type or samples mislead. Classes that the file declares stay classes.",
-)
-
-
-def _replacing(command: Callable[..., None]) -> Callable[..., None]:
-    """What may happen to an output or a run that is there."""
-    command = click.option("--resume", is_flag=True, help="Go on with a stopped run of the same request.")(command)
-    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(command)
-
-
-def _on_cluster(command: Callable[..., None]) -> Callable[..., None]:
-    """Where the work is done."""
-    text = "A dask cluster: tcp://HOST:PORT, or a file like those of configs/clusters."
-    return click.option("--cluster", metavar="ADDRESS|YAML", help=text)(command)
-
-
-def _asked(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments that `upscale` and `plan` share."""
-    for option in reversed(
-        (
-            click.argument("source", metavar="INPUT", type=click.Path(path_type=Path)),
-            click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path)),
-            click.option("--scale", metavar="2|4x1x1", help="Factor, one or per axis (slowest axis first: z, y, x)."),
-            click.option(
-                "--spacing", metavar="1.0|1x0.9x0.9", help="Spacing asked; one number touches coarser axes only."
-            ),
-            click.option(
-                "--like",
-                metavar="REFERENCE",
-                type=click.Path(path_type=Path),
-                help="Take grid and field of view from a file.",
-            ),
-            click.option(
-                "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
-            ),
-            _kind,
-            click.option("--slice-thickness", metavar="MM", type=float, help="Wins over the file's header."),
-            click.option(
-                "--degradation",
-                metavar="NAME",
-                help="What made the input: slice:T cosine:T box:T mtf:M gaussian:F block wald.",
-            ),
-            click.option(
-                "--noise",
-                metavar="auto|0|SIGMA",
-                default="auto",
-                show_default=True,
-                help="Standard deviation in input units; 0: clean.",
-            ),
-            click.option(
-                "--no-consistency", is_flag=True, help="Leave out the projection: the product may contradict the input."
-            ),
-            click.option(
-                "--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."
-            ),
-            click.option(
-                "--workers",
-                metavar="N",
-                type=int,
-                help="Processes, with dask above 1. Default: 1, which uses all cores.",
-            ),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-            click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
-            click.option(
-                "--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file (nan: none)."
-            ),
-            click.option(
-                "--work",
-                metavar="DIR",
-                type=click.Path(path_type=Path),
-                help="Work folder, kept. Default: OUTPUT.work, removed at the end.",
-            ),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout."),
-            click.option("--quiet", is_flag=True, help="No progress, no summary."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-_data_folder = click.option(
-    "--data",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    envvar="TRUESCALE_DATA",
-    help="Default: $TRUESCALE_DATA.",
-)
-
-
-def _existing(data: Path | None) -> Path:
-    if data is None:
-        raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
-    if not data.is_dir():
-        raise click.UsageError(f"there is no data folder '{data}': give --data FOLDER or set TRUESCALE_DATA")
-    return data
-
-
-def _request(options: dict[str, Any]) -> Request:
-    from pipelines.request import Request
-
-    return Request(**_fields(options))
-
-
-def _fields(options: dict[str, Any]) -> dict[str, Any]:
-    names = ("model", "kind", "slice_thickness", "degradation", "noise", "memory", "workers", "device")
-    return {
-        **{name: options[name] for name in ("scale", "spacing", *names)},
-        "consistency": not options["no_consistency"],
-    }
-
-
-def _bands(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.UsageError(f"--bands {text}: write numbers like 1,2,3") from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -189,9 +73,9 @@ def truescale(debug: bool) -> None:
 
 
 @truescale.command()
-@_asked
-@_replacing
-@_on_cluster
+@request_options
+@replacing_options
+@cluster_option
 def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: str | None, **options: Any) -> None:
     """Super-resolve INPUT into OUTPUT, verify the result and report beside it (OUTPUT.report.json).
 
@@ -208,74 +92,23 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: 
 
     heap.keep()
     warned: list[str] = []
-    with _stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
+    with stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
         report = runner.carry_out(
-            _job(source, output, overwrite, resume, options),
+            job_of(source, output, overwrite, resume, options),
             cluster=cluster,
             progress=screen.progress,
             stopped=stopped,
-            on_plan=_planned(screen, warned),
+            on_plan=on_plan_of(screen, warned),
         )
         screen.say(describe_report(report, warned))
     if options["as_json"]:
         to_stdout(json.dumps(report.to_json()))
 
 
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come; a second SIGINT ends the process where it is."""
-    stop = threading.Event()
-
-    def on_signal(number: int, _frame: object) -> None:
-        if number == signal.SIGINT and stop.is_set():
-            # nothing is cleared away: what is done counts at the next --resume, what is half-done is made again
-            os.write(2, b"error    stopped at once. The same call with --resume goes on.\n")
-            os._exit(StoppedError.exit_code)
-        if number == signal.SIGINT:
-            os.write(2, b"stopping once the tiles in hand are done; again to stop at once\n")
-        stop.set()
-
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop.is_set
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _planned(screen: Screen, warned: list[str]) -> Callable[[Plan], None]:
-    """Shows the plan, and keeps its warnings so that they are told once."""
-
-    def on_plan(plan: Plan) -> None:
-        warned.extend(plan.warnings)
-        screen.say(describe_plan(plan, short=True))
-
-    return on_plan
-
-
-def _job(source: Path, output: Path, overwrite: bool, resume: bool, options: dict[str, Any]) -> Job:
-    """The options of a command line as a job."""
-    from pipelines.job import Job
-    from pipelines.request import Request
-
-    like, work = (str(options[name]) if options[name] else None for name in ("like", "work"))
-    return Job(
-        str(source),
-        str(output),
-        Request(**_fields(options)),
-        like=like,
-        bands=_bands(options["bands"]),
-        nodata=options["nodata"],
-        work=work,
-        overwrite=overwrite,
-        resume=resume,
-    )
-
-
 @truescale.command()
 @click.argument("jobs", metavar="JOBS.yaml", type=click.Path(path_type=Path))
 @click.option("--workers", metavar="N", type=click.IntRange(1), default=1, help="Inputs at once, each in a process.")
-@_on_cluster
+@cluster_option
 @click.option("--summary", metavar="PATH", type=click.Path(path_type=Path), help="Default: JOBS.summary.csv and .json.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 @click.option("--quiet", is_flag=True)
@@ -296,7 +129,7 @@ def batch(jobs: Path, workers: int, cluster: str | None, summary: Path | None, a
 
     heap.keep()
     asked = batches.read_jobs(jobs)
-    with _stoppable() as stopped, Screen(quiet=quiet) as screen:
+    with stoppable() as stopped, Screen(quiet=quiet) as screen:
         outcomes = batches.run(asked, workers=workers, cluster=cluster, progress=screen.progress, stopped=stopped)
     batches.write_summary(outcomes, summary or jobs.with_suffix(".summary.csv"))
     if not quiet:
@@ -311,8 +144,8 @@ def batch(jobs: Path, workers: int, cluster: str | None, summary: Path | None, a
 
 
 @truescale.command()
-@_asked
-@_replacing
+@request_options
+@replacing_options
 def prepare(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
     """First of three steps for many machines: plan, read and calibrate; prints the work folder.
 
@@ -323,12 +156,12 @@ def prepare(source: Path, output: Path, overwrite: bool, resume: bool, **options
     """
     from pipelines import runner
 
-    with _stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
+    with stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
         folder = runner.prepare(
-            _job(source, output, overwrite, resume, options),
+            job_of(source, output, overwrite, resume, options),
             progress=screen.progress,
             stopped=stopped,
-            on_plan=_planned(screen, []),
+            on_plan=on_plan_of(screen, []),
         )
     to_stdout(json.dumps({"work": str(folder)}) if options["as_json"] else folder)
 
@@ -352,7 +185,7 @@ def run_part(work: Path, part: str, quiet: bool) -> None:
     if not (slash and number.isdigit() and parts.isdigit()):
         raise UsageError(what=f"'{part}' is no part", fix="write it like 3/8")
     heap.keep()
-    with _stoppable() as stopped, Screen(quiet=quiet) as screen:
+    with stoppable() as stopped, Screen(quiet=quiet) as screen:
         tiles = runner.run_part(work, int(number), int(parts), progress=screen.progress, stopped=stopped)
         screen.say(f"done     {tiles} tile{'' if tiles == 1 else 's'} of part {part}")
 
@@ -368,7 +201,7 @@ def finish(work: Path, as_json: bool, quiet: bool) -> None:
     """
     from pipelines import runner
 
-    with _stoppable() as stopped, Screen(quiet=quiet) as screen:
+    with stoppable() as stopped, Screen(quiet=quiet) as screen:
         report = runner.finish(work, progress=screen.progress, stopped=stopped)
         screen.say(describe_report(report))
     if as_json:
@@ -376,7 +209,7 @@ def finish(work: Path, as_json: bool, quiet: bool) -> None:
 
 
 @truescale.command()
-@_asked
+@request_options
 @click.option("--overwrite", is_flag=True, hidden=True)
 @click.option("--resume", is_flag=True, hidden=True)
 def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
@@ -387,7 +220,7 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
     from pipelines import runner
     from pipelines.workspace import check_output
 
-    job = _job(source, output, overwrite, resume, options)
+    job = job_of(source, output, overwrite, resume, options)
     check_output(job.paths, source)
     made, done = runner.planned(job), runner.kept(job) is not None
     if options["as_json"]:
@@ -409,7 +242,7 @@ def inspect(source: Path, pixels: bool, bands: str | None, nodata: float | None,
     """
     from pipelines import inspection
 
-    found = inspection.inspect(source, pixels=pixels, bands=_bands(bands), nodata=nodata)
+    found = inspection.inspect(source, pixels=pixels, bands=bands_of(bands), nodata=nodata)
     to_stdout(json.dumps(found) if as_json else describe_header(found))
 
 
@@ -432,7 +265,7 @@ def ingest(
 
     with Screen(quiet=quiet) as screen:
         path = runner.ingest(
-            source, output, overwrite=overwrite, progress=screen.progress, bands=_bands(bands), nodata=nodata
+            source, output, overwrite=overwrite, progress=screen.progress, bands=bands_of(bands), nodata=nodata
         )
         screen.say(f"done     {path}")
     if as_json:
@@ -442,7 +275,7 @@ def ingest(
 @truescale.command()
 @click.argument("product", metavar="PRODUCT", type=click.Path(path_type=Path))
 @click.option("--against", metavar="INPUT", type=click.Path(path_type=Path), required=True)
-@_kind
+@kind_option
 @click.option("--slice-thickness", metavar="MM", type=float)
 @click.option("--degradation", metavar="NAME", help="As for upscale.")
 @click.option("--noise", metavar="auto|0|SIGMA", default="auto", show_default=True)
@@ -463,7 +296,7 @@ def verify(product: Path, against: Path, as_json: bool, quiet: bool, bands: str 
     from pipelines import inspection
 
     with Screen(quiet=quiet) as screen:
-        result = inspection.check(product, against, progress=screen.progress, bands=_bands(bands), **options)
+        result = inspection.check(product, against, progress=screen.progress, bands=bands_of(bands), **options)
     error = inspection.unexplained(result)
     if as_json:
         to_stdout(json.dumps({**result, **(error.to_json() if error else {})}))
@@ -517,7 +350,7 @@ def models(name: str | None, as_json: bool) -> None:
 
 @truescale.command()
 @click.option("--suite", type=click.Choice(["smoke", "full"]), default="smoke", show_default=True)
-@_data_folder
+@data_option
 @click.option("--model", "chosen", metavar="NAME", multiple=True, help="Only these (and the floor). Repeatable.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--quiet", is_flag=True)
@@ -526,7 +359,7 @@ def evaluate(suite: str, data: Path | None, chosen: tuple[str, ...], as_json: bo
 
     TRUESCALE_DATA=data truescale evaluate --suite smoke
     """
-    folder = _existing(data)
+    folder = existing_folder(data)
     from pipelines.evaluation import suite as suites
 
     with Screen(quiet=quiet) as screen:
@@ -578,7 +411,7 @@ def sample(name: str, output: Path, overwrite: bool) -> None:
 
 @truescale.command()
 @click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@_data_folder
+@data_option
 @click.option(
     "--out",
     metavar="DIR",
@@ -592,7 +425,7 @@ def train(config: Path, data: Path | None, out: Path | None, resume: bool, quiet
 
     TRUESCALE_DATA=data truescale train configs/training/lattice-mri.yaml
     """
-    folder = _existing(data)
+    folder = existing_folder(data)
     from pipelines.training import fit
 
     with Screen(quiet=quiet) as screen:

@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipelines import decisions, formats, heap
-from pipelines.calibration import calibrate
-from pipelines.engine import local
-from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
-from pipelines.filling import fill_invalid
+from pipelines import decisions, formats
+from pipelines.errors import InputError, StoppedError, TileError, UsageError
 from pipelines.grid import Box, Factor, Grid
-from pipelines.image import ArraySource, Header, Source, Told, ToldKind, TurnedSource
+from pipelines.image import ArraySource, Header, Source, Told, ToldKind
 from pipelines.job import Job
 from pipelines.networks import has_cuda
-from pipelines.planning import Calibration, Plan
-from pipelines.product import StoredProduct, WatchedSource, field_of_view
-from pipelines.report import RunReport, Stopwatch, read_report, report_path, summarise, write_report
+from pipelines.planning import Plan
+from pipelines.report import RunReport, Stopwatch, read_report
 from pipelines.request import Device, Request
-from pipelines.sizing import CHUNK
-from pipelines.store import Ledger, Record, Store
-from pipelines.verification import Verification, verify
-from pipelines.worker import TileWork, Worker, run_tiles
+from pipelines.stages import Progress, cores, finished, make_tiles, never, product_header, product_of, quiet, ready, run
+from pipelines.store import Ledger, Store
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
-from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
-
-LARGEST = 1e15
-"""Samples beyond this are a fault of the file."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) often; must be quick and thread-safe."""
-
-
-def _quiet(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
-def _never() -> bool:
-    return False
+from pipelines.zarr_image import write_image
 
 
 def one_blas_thread() -> threadpool_limits:
@@ -70,38 +47,11 @@ def plan(source: Source, request: Request, *, like: Grid | None = None, paths: P
     header = replace(source.header, grid=source.header.grid.anonymous()).of_kind(request.kind)
     made = decisions.resolve(header, source.identity, request, reference=like, cores=cores(), version=version())
     if paths is not None:
-        header = _product_header(header, made).turned(made.orientation)
+        header = product_header(header, made).turned(made.orientation)
         formats.sink_for(paths.output).refuse(header, paths.output)
         made = replace(made, work=str(paths.work_folder), work_kept=paths.work is not None, output=str(paths.output))
         made = replace(made, overwrite=paths.overwrite)
     return made
-
-
-def _product_header(header: Header, made: Plan) -> Header:
-    return replace(
-        header.of_kind(made.kind),
-        grid=made.fine,  # along the input's axes
-        problems=(),
-        file_affine=(),
-        file_world="",
-        may_have_invalid=header.may_have_invalid or not _same_field(made),
-    )
-
-
-def _product(store: Store, header: Header, made: Plan) -> Source:
-    """The finished samples of a work folder, along the product's axes."""
-    stored = StoredProduct(store, _product_header(header, made), made)
-    return TurnedSource(stored, made.orientation) if made.orientation.turns else stored
-
-
-def _same_field(made: Plan) -> bool:
-    """Whether every fine sample lies inside the input's field of view (not so with some references)."""
-    for place in made.places:
-        first, last = place.coordinates(0, 1)[0], place.coordinates(place.fine - 1, place.fine)[0]
-        low, high = field_of_view(place)
-        if first <= low or last >= high:
-            return False
-    return True
 
 
 def upscale(
@@ -126,8 +76,8 @@ def upscale(
     overwrite: bool = False,
     resume: bool = False,
     cluster: str | None = None,
-    progress: Progress = _quiet,
-    stopped: Callable[[], bool] = _never,
+    progress: Progress = quiet,
+    stopped: Callable[[], bool] = never,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
 ) -> RunReport:
     """Super-resolve one image into a new file and report how well it explains its input.
@@ -182,8 +132,8 @@ def carry_out(
     *,
     source: Source | None = None,
     cluster: str | None = None,
-    progress: Progress = _quiet,
-    stopped: Callable[[], bool] = _never,
+    progress: Progress = quiet,
+    stopped: Callable[[], bool] = never,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
 ) -> RunReport:
     """All of a job in one go. source: the open input, where it is no file; cluster: see `engine.cluster.client`."""
@@ -192,14 +142,14 @@ def carry_out(
         return done  # nothing to go on with, and nothing left to do
     with _begun(job, source, watch, on_plan) as (store, opened, made):
         resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped, cluster=cluster)
-        return _finish(store, opened, made, job.paths, watch, progress, stopped, resumed, records)
+        return finished(store, opened, made, job.paths, watch, progress, stopped, resumed, records)
 
 
 def prepare(
     job: Job,
     *,
-    progress: Progress = _quiet,
-    stopped: Callable[[], bool] = _never,
+    progress: Progress = quiet,
+    stopped: Callable[[], bool] = never,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
 ) -> Path:
     """The first of three steps: a work folder that knows its job, with everything that its tiles need.
@@ -207,7 +157,7 @@ def prepare(
     `run_part` makes the tiles, on any machines that see the folder; `finish` writes the product.
     """
     with _begun(job, None, Stopwatch(), on_plan) as (store, opened, made):
-        _ready(store, opened, made, Stopwatch(), progress, stopped)
+        ready(store, opened, made, Stopwatch(), progress, stopped)
         return store.folder
 
 
@@ -216,8 +166,8 @@ def run_part(
     part: int,
     parts: int,
     *,
-    progress: Progress = _quiet,
-    stopped: Callable[[], bool] = _never,
+    progress: Progress = quiet,
+    stopped: Callable[[], bool] = never,
 ) -> int:
     """The second step: make the tiles of one part of a prepared work folder that are not done yet; how many there are.
 
@@ -231,11 +181,11 @@ def run_part(
         watch = Stopwatch()
         total = made.tile_count
         mine = range((part - 1) * total // parts, part * total // parts)
-        _make_tiles(store, made, mine, f"part-{part}-of-{parts}", watch, progress, stopped)
+        make_tiles(store, made, mine, f"part-{part}-of-{parts}", watch, progress, stopped)
         return len(mine)
 
 
-def finish(folder: Path, *, progress: Progress = _quiet, stopped: Callable[[], bool] = _never) -> RunReport:
+def finish(folder: Path, *, progress: Progress = quiet, stopped: Callable[[], bool] = never) -> RunReport:
     """The third step: write, verify and report the product of a work folder whose tiles are all done.
 
     Raises TileError if some are missing, InputError if the input has changed.
@@ -256,7 +206,7 @@ def finish(folder: Path, *, progress: Progress = _quiet, stopped: Callable[[], b
                 what=f"{len(missing)} of {made.tile_count} tiles are missing, the first is tile {missing[0]}",
                 fix="run the parts again that have failed, then finish",
             )
-        return _finish(store, opened, made, job.paths, watch, progress, stopped, 0, ledger.records())
+        return finished(store, opened, made, job.paths, watch, progress, stopped, 0, ledger.records())
 
 
 def _stored_plan(store: Store) -> Plan:
@@ -315,185 +265,6 @@ def _planned(opened: Source, job: Job, paths: Paths) -> Plan:
     return made
 
 
-def _finish(
-    store: Store,
-    opened: Source,
-    made: Plan,
-    paths: Paths,
-    watch: Stopwatch,
-    progress: Progress,
-    stopped: Callable[[], bool],
-    resumed: int,
-    records: dict[int, Record],
-) -> RunReport:
-    """Export, verify, report; then the work folder goes unless it was asked for."""
-
-    def step(stage: str) -> Callable[[int, int], None]:
-        def on_step(done: int, total: int) -> None:
-            progress(stage, done, total)
-            if stopped():
-                raise StoppedError(what=f"stopped during {stage}", fix="the same call with --resume goes on")
-
-        return on_step
-
-    product = WatchedSource(_product(store, opened.header, made), step("export"))
-    with watch.stage("export"):
-        heap.trim()
-        store.write_json("plan.json", replace(made, overwrite=True).to_json())  # what is there from now on is ours
-        counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
-        heap.trim()
-    try:
-        with watch.stage("verify"):
-            checked, written = _verified(store, made, paths.output, step("verify"))
-        calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
-        made = replace(made, warnings=(*made.warnings, *(store.read_json("ingest.json") or {}).get("doubts", ())))
-        report = summarise(made, watch.read(), checked, written, calibration, resumed, records)
-        report = replace(report, clipped=counts.get("clipped", 0))
-        try:
-            write_report(report, paths.output)
-        except OSError as error:
-            raise disk_failed("the report", error) from error
-    except BaseException:
-        remove(paths.output)  # nothing stays that has not been compared with its input and reported
-        raise
-    if paths.work is None:
-        store.remove()
-    else:
-        with suppress(OSError):  # leave to overwrite ends with the run
-            store.write_json("plan.json", replace(made, overwrite=False).to_json())
-    return report
-
-
-def _verified(
-    store: Store, made: Plan, product: Path, on_rows: Callable[[int, int], None]
-) -> tuple[Verification, Header]:
-    """The written product against what was read of the input, and its header. Raises StoreError if a disk fails."""
-    try:
-        report_path(product).unlink(missing_ok=True)  # it spoke of another product
-        with formats.open_source(product) as written, ZarrImage(store.coarse) as observed:
-            checked = verify(written, observed, _models(made), orientation=made.orientation, on_rows=on_rows)
-            return checked, written.header
-    except OSError as error:
-        raise StoreError(
-            what=f"the product could not be compared with its input ({error.strerror or error})",
-            why="one that has not been compared is not kept",
-            fix="mend the disk and run again with --resume",
-        ) from error
-
-
-def run(
-    store: Store,
-    opened: Source,
-    made: Plan,
-    *,
-    watch: Stopwatch,
-    progress: Progress = _quiet,
-    stopped: Callable[[], bool] = _never,
-    cluster: str | None = None,
-) -> tuple[int, dict[int, Record]]:
-    """Ingest, calibrate and make all tiles in a prepared work folder: (tiles found done, records of all).
-
-    What an earlier run of the same plan has done is kept.
-    """
-    _ready(store, opened, made, watch, progress, stopped)
-    done = _make_tiles(store, made, range(made.tile_count), "worker", watch, progress, stopped, cluster)
-    records = Ledger(store, made.run_hash).records()
-    for stage in ("read", "network", "projection", "write"):  # of all tiles, those of earlier sessions too
-        watch.add(stage, sum(record.seconds.get(stage, 0.0) for record in records.values()))
-    return done, records
-
-
-def _ready(
-    store: Store, opened: Source, made: Plan, watch: Stopwatch, progress: Progress, stopped: Callable[[], bool]
-) -> None:
-    """Ingest and calibrate, unless it is done."""
-    try:
-        with watch.stage("read"):
-            _ingest(store, opened, made, progress, stopped)
-        with watch.stage("calibrate"):
-            _calibrate(store, made)
-        heap.trim()
-    except OSError as error:
-        raise disk_failed("the work folder", error) from error
-
-
-def _make_tiles(
-    store: Store,
-    made: Plan,
-    wanted: Sequence[int],
-    writer: str,
-    watch: Stopwatch,
-    progress: Progress,
-    stopped: Callable[[], bool],
-    cluster: str | None = None,
-) -> int:
-    """Make the tiles asked for that are not done yet. Returns how many were done before."""
-    todo = Ledger(store, made.run_hash).missing(wanted, made.cover(made.card).position)
-    done = len(wanted) - len(todo)
-    progress("tiles", done, len(wanted))
-    failures: list[Record] = []
-    counted, counting = [done], threading.Lock()
-
-    def on_done(record: Record) -> None:
-        if record.error:
-            failures.append(record)
-        else:
-            with counting:
-                counted[0] += 1
-            progress("tiles", counted[0], len(wanted))
-
-    store.stop.unlink(missing_ok=True)
-    work = TileWork(str(store.folder.absolute()), made.run_hash, made.device, _threads(made))
-    if todo and (made.workers > 1 or cluster):
-        from pipelines.engine import cluster as engine  # dask takes a second to import
-
-        def on_group(records: list[Record]) -> None:
-            for record in records:
-                on_done(record)
-
-        with (
-            watch.stage("cluster"),
-            engine.client(cluster, made.workers) as client,
-            engine.loaded(client, work.load) as make,
-        ):
-            engine.run(client, make, todo, on_done=on_group, stopped=stopped, on_stop=store.stop.touch)
-    elif todo:
-        with watch.stage("load"):
-            worker = Worker(store.folder, device=made.device, threads=_threads(made))
-            worker.predictor  # noqa: B018 - loaded here, once, before several threads ask for it
-
-        def share(tiles: Sequence[int], number: int) -> None:
-            run_tiles(worker, tiles, writer=f"{writer}-{number}", on_done=on_done, stopped=stopped)
-
-        local.run(share, todo, made.threads)
-    if stopped():
-        raise StoppedError(
-            what=f"stopped with {counted[0]} of {len(wanted)} tiles done", fix="the same call with --resume goes on"
-        )
-    if failures:
-        first = min(failures, key=lambda r: r.tile)
-        raise TileError(
-            what=f"{len(failures)} of {len(wanted)} tiles failed, the first is tile {first.tile}: {first.error}",
-            fix="mend the cause and run again with --resume",
-        )
-    return done
-
-
-def _threads(made: Plan) -> int:
-    """Threads of a network per worker: the idle cores, shared out.
-
-    Threads that wait at every barrier for a core that something else holds are slower than one thread. Their number
-    changes no byte.
-    """
-    idle = cores() - (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
-    return max(1, round(idle) // made.workers)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _chosen(bands: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(bands) if bands else None
 
@@ -508,79 +279,6 @@ def on_device(made: Plan) -> Plan:
             fix="use --device cpu or auto",
         )
     return made
-
-
-def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stopped: Callable[[], bool]) -> None:
-    if (store.read_json("ingest.json") or {}).get("identity") == made.identity:
-        return
-    shutil.rmtree(store.coarse, ignore_errors=True)
-
-    def on_block(done: int, total: int) -> None:
-        progress("read", done, total)
-        if stopped():
-            raise StoppedError(what="stopped while reading", fix="the same call with --resume goes on")
-
-    found = write_image(opened, opened.header, store.coarse, on_block)
-    _refuse_empty(found, made)
-    if opened.header.may_have_invalid:
-        fill_invalid(store.folder)
-    store.write_json("ingest.json", {"identity": made.identity, "doubts": doubts(opened.header, found)})
-
-
-def _refuse_empty(found: Statistics, made: Plan) -> None:
-    """Raise InputError if no channel holds an image: nothing valid, or one value everywhere."""
-    images = [c for c, channel in enumerate(made.channels) if channel.treatment != "nearest"] or [0]
-    if not any(found.valid[c] for c in images):
-        raise InputError(what="the input has no valid sample", fix="check --nodata and the file")
-    extremes = [abs(v) for c in images for v in (found.minimum[c], found.maximum[c]) if v is not None]
-    if max(extremes, default=0.0) > LARGEST:
-        raise InputError(
-            what=f"the samples reach {max(extremes):.3g}",
-            why=f"beyond {LARGEST:g} their squares are no numbers",
-            fix="check the file (--nodata, for a raster), or scale the samples",
-        )
-    if made.model != "nearest" and all(found.minimum[c] == found.maximum[c] for c in images):
-        raise InputError(
-            what=f"every valid sample of the input is {found.minimum[images[0]]:g}",
-            why="a constant image has nothing to refine",
-            fix="check the file, or use --model nearest",
-        )
-
-
-def _calibrate(store: Store, made: Plan) -> None:
-    if (store.read_json("calibration.json") or {}).get("run") != made.run_hash:
-        samples = store.array(store.coarse)
-        mask = store.array(store.coarse, "valid") if store.has_mask() else None
-
-        def read(box: Box) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-            index = (slice(None), *box.slices)
-            values = np.asarray(samples[index])
-            return values, np.ones(values.shape, bool) if mask is None else np.asarray(mask[index], bool)
-
-        store.write_json("calibration.json", {"run": made.run_hash, **calibrate(made, read).to_json()})
-        shutil.rmtree(store.fine, ignore_errors=True)
-    if not (store.fine / "samples" / "zarr.json").exists():
-        chunk = CHUNK[made.fine.ndim]
-        store.create_fine((len(made.channels), *made.fine.shape), (chunk,) * made.fine.ndim, made.shard, made.working)
-
-
-def _models(made: Plan) -> list[Any]:
-    """The forward models of the channels; None for one that is not compared."""
-    return [None if channel.treatment == "nearest" else made.degradation(c) for c, channel in enumerate(made.channels)]
-
-
-def _note(made: Plan) -> dict[str, str]:
-    """Provenance for the product: no time, host or path."""
-    spec = sorted({" x ".join(channel.spec) for channel in made.channels})
-    return {
-        "software": f"truescale {made.version}",
-        "model": made.model,
-        "weights": (made.weights_sha256 or "none")[:16],
-        "scale": "x".join(f"{s:g}" for s in made.scale),
-        "degradation": ", ".join(spec),
-        "noise": str(made.noise),
-        "use": "research software, not a medical device",
-    }
 
 
 def upscale_array(
@@ -628,7 +326,7 @@ def upscale_array(
         store = Store(Path(folder) / "work")
         store.write_json("plan.json", made.to_json())
         run(store, source, made, watch=Stopwatch())
-        return _product(store, header, made).read(Box.whole(made.product.shape))
+        return product_of(store, header, made).read(Box.whole(made.product.shape))
 
 
 def ingest(
@@ -636,7 +334,7 @@ def ingest(
     output: str | Path,
     *,
     overwrite: bool = False,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
 ) -> Path:

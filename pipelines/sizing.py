@@ -129,7 +129,9 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
         features = int(card.bytes_per_sample * read + card.bytes_fixed)
         network = 4 * channels * (read + estimate) + max(12 * channels * read, features)
     buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 3)  # read ahead; made, waiting and encoded shards
-    tile = buffers + max(network, 4 * channels * estimate * bool(network) + estimate * BYTES_PER_ESTIMATE[axes])
+    projection = estimate * BYTES_PER_ESTIMATE[axes]
+    # features and float64 images follow each other, but do not fit well into each other's places
+    tile = buffers + (max(network + projection // 2, projection) if network else projection)
     at_once = min(plan.threads, math.prod(len(axis) for axis in pieces))
     used = _matrix_bytes(plan) + _spectra_bytes(plan, pieces) + at_once * tile
     return PROCESS_BYTES["network" if card.network else "floor"] + int(HEAP_SLACK * used)

@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.bench.goals import Asked, Row
 from pipelines.errors import UsageError
 from pipelines.networks import has_cuda
-from pipelines.runner import cores
+from pipelines.stages import cores
 
 BENCHES: dict[str, str] = {
     "engine-2d": "pipelines.bench.tiling:engine_2d",

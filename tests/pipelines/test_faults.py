@@ -56,15 +56,15 @@ def test_a_ledger_line_of_nonsense_costs_its_tile_only(run: Run, scene: Path, tm
 def test_a_source_that_disappears_is_named_and_nothing_is_left(
     run: Run, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import runner
+    from pipelines import stages
 
-    kept, ready = scene.read_bytes(), runner._ready
+    kept, ready = scene.read_bytes(), stages.ready
 
     def vanishing(*arguments: object) -> None:
         scene.unlink()
         ready(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "_ready", vanishing)
+    monkeypatch.setattr("pipelines.stages.ready", vanishing)
     code, _, err = run("upscale", scene, tmp_path / "o.tif", "--model", "floor", "--quiet")
     assert code in (0, 3, 5), err  # an open file may live on
     assert (tmp_path / "o.tif").exists() == (code == 0)

@@ -1,0 +1,205 @@
+"""Options that commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.errors import StoppedError
+from pipelines.screen import (
+    Screen,
+    describe_plan,
+)
+
+if TYPE_CHECKING:
+    from pipelines.job import Job
+    from pipelines.planning import Plan
+    from pipelines.request import Request
+
+# before NumPy is imported: one BLAS thread a worker, whatever the machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+kind_option = click.option(
+    "--kind",
+    type=click.Choice(["image", "labels"]),
+    help="What INPUT is, where its name, type or samples mislead. Classes that the file declares stay classes.",
+)
+
+
+def replacing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What may happen to an output or a run that is there."""
+    command = click.option("--resume", is_flag=True, help="Go on with a stopped run of the same request.")(command)
+    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(command)
+
+
+def cluster_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Where the work is done."""
+    text = "A dask cluster: tcp://HOST:PORT, or a file like those of configs/clusters."
+    return click.option("--cluster", metavar="ADDRESS|YAML", help=text)(command)
+
+
+def request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that `upscale` and `plan` share."""
+    for option in reversed(
+        (
+            click.argument("source", metavar="INPUT", type=click.Path(path_type=Path)),
+            click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path)),
+            click.option("--scale", metavar="2|4x1x1", help="Factor, one or per axis (slowest axis first: z, y, x)."),
+            click.option(
+                "--spacing", metavar="1.0|1x0.9x0.9", help="Spacing asked; one number touches coarser axes only."
+            ),
+            click.option(
+                "--like",
+                metavar="REFERENCE",
+                type=click.Path(path_type=Path),
+                help="Take grid and field of view from a file.",
+            ),
+            click.option(
+                "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
+            ),
+            kind_option,
+            click.option("--slice-thickness", metavar="MM", type=float, help="Wins over the file's header."),
+            click.option(
+                "--degradation",
+                metavar="NAME",
+                help="What made the input: slice:T cosine:T box:T mtf:M gaussian:F block wald.",
+            ),
+            click.option(
+                "--noise",
+                metavar="auto|0|SIGMA",
+                default="auto",
+                show_default=True,
+                help="Standard deviation in input units; 0: clean.",
+            ),
+            click.option(
+                "--no-consistency", is_flag=True, help="Leave out the projection: the product may contradict the input."
+            ),
+            click.option(
+                "--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."
+            ),
+            click.option(
+                "--workers",
+                metavar="N",
+                type=int,
+                help="Processes, with dask above 1. Default: 1, which uses all cores.",
+            ),
+            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+            click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
+            click.option(
+                "--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file (nan: none)."
+            ),
+            click.option(
+                "--work",
+                metavar="DIR",
+                type=click.Path(path_type=Path),
+                help="Work folder, kept. Default: OUTPUT.work, removed at the end.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout."),
+            click.option("--quiet", is_flag=True, help="No progress, no summary."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+data_option = click.option(
+    "--data",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    envvar="TRUESCALE_DATA",
+    help="Default: $TRUESCALE_DATA.",
+)
+
+
+def existing_folder(data: Path | None) -> Path:
+    """The data folder. Raises UsageError if none is named."""
+    if data is None:
+        raise click.UsageError("no data folder: give --data FOLDER or set TRUESCALE_DATA")
+    if not data.is_dir():
+        raise click.UsageError(f"there is no data folder '{data}': give --data FOLDER or set TRUESCALE_DATA")
+    return data
+
+
+def request_of(options: dict[str, Any]) -> Request:
+    """What was asked."""
+    from pipelines.request import Request
+
+    return Request(**fields_of(options))
+
+
+def fields_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are fields of a Request."""
+    names = ("model", "kind", "slice_thickness", "degradation", "noise", "memory", "workers", "device")
+    return {
+        **{name: options[name] for name in ("scale", "spacing", *names)},
+        "consistency": not options["no_consistency"],
+    }
+
+
+def bands_of(text: str | None) -> tuple[int, ...] | None:
+    """Band numbers of a text like 1,2,3."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.UsageError(f"--bands {text}: write numbers like 1,2,3") from error
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come; a second SIGINT ends the process where it is."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            # nothing is cleared away: what is done counts at the next --resume, what is half-done is made again
+            os.write(2, b"error    stopped at once. The same call with --resume goes on.\n")
+            os._exit(StoppedError.exit_code)
+        if number == signal.SIGINT:
+            os.write(2, b"stopping once the tiles in hand are done; again to stop at once\n")
+        stop.set()
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def on_plan_of(screen: Screen, warned: list[str]) -> Callable[[Plan], None]:
+    """Shows the plan, and keeps its warnings so that they are told once."""
+
+    def on_plan(plan: Plan) -> None:
+        warned.extend(plan.warnings)
+        screen.say(describe_plan(plan, short=True))
+
+    return on_plan
+
+
+def job_of(source: Path, output: Path, overwrite: bool, resume: bool, options: dict[str, Any]) -> Job:
+    """The options of a command line as a job."""
+    from pipelines.job import Job
+    from pipelines.request import Request
+
+    like, work = (str(options[name]) if options[name] else None for name in ("like", "work"))
+    return Job(
+        str(source),
+        str(output),
+        Request(**fields_of(options)),
+        like=like,
+        bands=bands_of(options["bands"]),
+        nodata=options["nodata"],
+        work=work,
+        overwrite=overwrite,
+        resume=resume,
+    )
