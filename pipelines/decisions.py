@@ -98,6 +98,7 @@ def resolve(
         workers=request.workers or 1,
         threads=1 if card.network else max(1, cores // (request.workers or 1)),  # torch has threads of its own
         device=request.device,
+        precision=request.precision if card.network else "fp32",
         facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
         axes_named=header.anatomical_axes or tuple(header.grid.axes),
         slice_axis=header.slice_axis,

@@ -58,6 +58,7 @@ class Plan:
     workers: int
     threads: int
     device: str
+    precision: str = "fp32"
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     axes_named: tuple[str, ...] = ()
     slice_axis: int | None = None

@@ -92,10 +92,11 @@ def report_path(product: Path) -> Path:
 
 
 class Stopwatch:
-    """Seconds per stage."""
+    """Seconds per stage, and the memory of other processes that worked for the run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.others_bytes = 0
         self._started = perf_counter()
 
     def read(self) -> dict[str, float]:
@@ -128,7 +129,7 @@ def peak_bytes() -> int:
 
 def summarise(
     made: Plan,
-    seconds: dict[str, float],
+    watch: Stopwatch,
     checked: Verification,
     written: Header,
     calibration: Calibration,
@@ -160,8 +161,8 @@ def summarise(
         affine_world=written.file_world,
         affine=written.file_affine,
         dtype=written.dtype,
-        seconds={name: round(value, 3) for name, value in seconds.items()},
-        peak_bytes=peak_bytes(),
+        seconds={name: round(value, 3) for name, value in watch.read().items()},
+        peak_bytes=peak_bytes() + watch.others_bytes,
         predicted_bytes=made.predicted_bytes,
         tiles=len(records),
         tiles_resumed=resumed,

@@ -13,6 +13,7 @@ from pipelines.grid import Grid
 from pipelines.image import Told, ToldKind
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Request:
     memory: str | int = "4GB"
     workers: int | None = None
     device: Device = "auto"
+    precision: Precision = "fp32"
 
     @property
     def told(self) -> Told:

@@ -22,7 +22,7 @@ from pipelines.job import Job
 from pipelines.networks import has_cuda
 from pipelines.planning import Plan
 from pipelines.report import RunReport, Stopwatch, read_report
-from pipelines.request import Device, Request
+from pipelines.request import Device, Precision, Request
 from pipelines.stages import Progress, cores, finished, make_tiles, never, product_header, product_of, quiet, ready, run
 from pipelines.store import Ledger, Store
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
@@ -70,6 +70,7 @@ def upscale(
     memory: str | int = "4GB",
     workers: int | None = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
     work: str | Path | None = None,
@@ -97,6 +98,7 @@ def upscale(
         memory=memory,
         workers=workers,
         device=device,
+        precision=precision,
     )
     job = Job(
         str(source) if isinstance(source, (str, Path)) else "",
@@ -296,6 +298,7 @@ def upscale_array(
     memory: str | int = "4GB",
     workers: int | None = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     work: Path | None = None,
 ) -> NDArray[np.floating]:
     """Fine samples (c, *fine) of an array (c, *shape) or (*shape); NaN where invalid. The engine of `upscale`."""
@@ -317,6 +320,7 @@ def upscale_array(
         memory=memory,
         workers=workers,
         device=device,
+        precision=precision,
     )
     if not np.isfinite(samples).all():
         header = replace(header, may_have_invalid=True)

@@ -23,7 +23,7 @@ from pipelines.grid import Box
 from pipelines.image import Header, Source, TurnedSource
 from pipelines.planning import Calibration, Plan
 from pipelines.product import StoredProduct, WatchedSource, field_of_view
-from pipelines.report import RunReport, Stopwatch, report_path, summarise, write_report
+from pipelines.report import RunReport, Stopwatch, peak_bytes, report_path, summarise, write_report
 from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import Verification, verify
@@ -211,6 +211,8 @@ def make_tiles(
             engine.loaded(client, work.load) as make,
         ):
             engine.run(client, make, todo, on_done=on_group, stopped=stopped, on_stop=store.stop.touch)
+            with suppress(OSError, TimeoutError):
+                watch.others_bytes = sum(client.run(peak_bytes).values())
     elif todo:
         with watch.stage("load"):
             worker = Worker(store.folder, device=made.device, threads=_threads(made))
@@ -275,7 +277,7 @@ def finished(
             checked, written = _verified(store, made, paths.output, step("verify"))
         calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
         made = replace(made, warnings=(*made.warnings, *(store.read_json("ingest.json") or {}).get("doubts", ())))
-        report = summarise(made, watch.read(), checked, written, calibration, resumed, records)
+        report = summarise(made, watch, checked, written, calibration, resumed, records)
         report = replace(report, clipped=counts.get("clipped", 0))
         try:
             write_report(report, paths.output)

@@ -73,7 +73,9 @@ class Worker:
     @cached_property
     def predictor(self) -> Predictor | None:
         """The network, loaded once; None for interpolations."""
-        return load(self.card, device=self._device, threads=self._threads) if self.card.network else None
+        if not self.card.network:
+            return None
+        return load(self.card, device=self._device, threads=self._threads, precision=self.plan.precision)
 
     def read(self, tile: Tile) -> Window:
         """The coarse samples that a tile needs, inside the image."""

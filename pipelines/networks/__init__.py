@@ -18,7 +18,7 @@ from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 
 NETWORKS: dict[str, str] = {"lattice": "pipelines.networks.predictor:load"}
-"""Family named by a card -> 'module:function', called with (card, device, threads)."""
+"""Family named by a card -> 'module:function', called with (card, device, threads, precision)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,11 @@ class Predictor(Protocol):
         ...
 
 
-def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> Predictor:
-    """The network of a card, its weights verified, on a device (auto, cpu or cuda). Raises ModelError."""
+def load(card: ModelCard, device: str = "cpu", threads: int | None = None, precision: str = "fp32") -> Predictor:
+    """The network of a card, its weights verified, on a device (auto, cpu or cuda). Raises ModelError.
+
+    precision: 'fp32', or 'bf16' for the body of the network; sums, the head and all else stay in float32.
+    """
     if card.network not in NETWORKS:
         raise ModelError(
             what=f"the model {card.name} names the network '{card.network}', which is not known here",
@@ -82,7 +85,7 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> Pr
         device = "cuda" if has_cuda() else "cpu"
     module, _, name = NETWORKS[card.network].partition(":")
     make = getattr(importlib.import_module(module), name)
-    predictor: Predictor = make(card, device, threads)
+    predictor: Predictor = make(card, device, threads, precision)
     return predictor
 
 

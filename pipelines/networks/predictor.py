@@ -42,7 +42,7 @@ MOST_PHASES = 64
 Array = NDArray[np.float32]
 
 
-def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> LatticePredictor:
+def load(card: ModelCard, device: str = "cpu", threads: int | None = None, precision: str = "fp32") -> LatticePredictor:
     """The predictor of a card.
 
     Raises ModelError if the weights are not those of the card or do not fit it, or if the receptive field is another.
@@ -51,9 +51,12 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None) -> La
     assert card.weights is not None
     if threads is not None and device == "cpu":
         torch.set_num_threads(threads)
+    if device == "cuda":  # float32 means float32, and the same bytes each time
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
         options = LatticeOptions.of(card.options)
-        net = LatticeNet(options)
+        net = LatticeNet(options, mixed=precision == "bf16")
         net.load_state_dict(load_file(card.weights))
     except (TypeError, RuntimeError) as error:
         raise ModelError(

@@ -15,6 +15,7 @@ from pipelines.grid import Factor, Grid
 from pipelines.image import ArraySource, Header
 from pipelines.planning import Plan
 from pipelines.request import Request
+from pipelines.sizing import continued
 from pipelines.zarr_image import ZarrImage, write_image
 from tests.pipelines.test_runner import _scene, raster, volume
 
@@ -116,3 +117,18 @@ def test_the_plan_says_how_far_the_faces_move(slices: int, scale: str, moved: fl
     assert all(pair == (0.0, 0.0) for pair in others)
     outward = plan.coarse.faces()[0] - plan.fine.faces()[0]
     assert np.abs(outward).max() == pytest.approx(abs(low), abs=1e-9)
+
+
+def test_precision_is_of_networks_only_and_decides_the_bytes() -> None:
+    header = volume((20, 40, 40), 4.0, 4.0)
+    plain, half = (_plan(header, scale="4x1x1", precision=p) for p in ("fp32", "bf16"))
+    assert plain.run_hash != half.run_hash
+    assert _plan(header, scale="4x1x1", precision="bf16", model="floor").precision == "fp32"
+
+
+def test_a_resumed_run_whose_tiles_pass_the_budget_says_so() -> None:
+    before = _plan(_large(), scale="2x1x1", model="floor")
+    now = replace(before, shard=(32, 32, 32), memory_bytes=before.predicted_bytes // 4)
+    kept = continued(now, before)
+    assert kept.shard == before.shard
+    assert any("more than the budget" in w for w in kept.warnings)

@@ -157,6 +157,20 @@ def test_a_residual_between_the_samples_of_the_plane_is_interpolated(scale: Frac
     assert ((whole[:, :, 5:14] >= low - 0.3 * spread) & (whole[:, :, 5:14] <= high + 0.3 * spread)).all()
 
 
+@pytest.mark.parametrize(("options", "places"), CASES)
+def test_half_precision_changes_little_and_agrees_between_tiles(
+    options: LatticeOptions, places: tuple[Placement, ...]
+) -> None:
+    torch.manual_seed(3)
+    net = LatticeNet(options, mixed=True)
+    net.load_state_dict(predictor(options)._net.state_dict())
+    half, samples = LatticePredictor(net), scene(places)
+    whole, exact = residual(half, samples, places), residual(predictor(options), samples, places)
+    assert 0 < np.abs(whole - exact).max() <= 0.02 * np.abs(exact).max()
+    write = Box(tuple(p.fine // 3 for p in places), tuple(p.fine for p in places))
+    assert np.abs(residual(half, samples, places, write) - whole[:, *write.slices]).max() <= 1e-5
+
+
 def test_any_subset_of_fine_planes_has_the_same_bytes() -> None:
     places = volume_places(Fraction(25, 6))
     net, samples = predictor(VOLUME), scene(places)
