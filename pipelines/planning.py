@@ -151,6 +151,12 @@ class Plan:
         """Number of tiles."""
         return math.prod(math.ceil(n / s) for n, s in zip(self.fine.shape, self.shard, strict=True))
 
+    @property
+    def recomputed(self) -> float:
+        """Fine samples that tiles estimate beyond their own, over all fine samples."""
+        spans = self.cover(self.card).spans
+        return math.prod(sum(p[2][1] - p[2][0] for p in span.pieces()) / span.place.fine for span in spans) - 1
+
     def summary(self) -> dict[str, Any]:
         """The plan and what follows from it, for people and scripts."""
         return {
@@ -162,6 +168,7 @@ class Plan:
             "shape_before": list(self.coarse.shape),
             "shape_after": list(self.product.shape),
             "tiles": self.tile_count,
+            "recomputed": self.recomputed,
             "work_bytes": self.work_bytes,
             "output_bytes": self.output_bytes,
             "run_hash": self.run_hash,
