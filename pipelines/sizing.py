@@ -31,8 +31,11 @@ CALIBRATE_BYTES = (25_000_000, 30)
 HEAP_SLACK = 1.2
 """What lies unused between what is used."""
 
-BYTES_PER_ESTIMATE = {1: 36, 2: 48, 3: 48}
+BYTES_PER_ESTIMATE = {1: 26, 2: 36, 3: 36}
 """Peak bytes per fine sample of interpolating and projecting a channel along so many axes (float64; measured)."""
+
+BYTES_PER_ROW = 44
+"""The same per coarse sample that the projection solves for."""
 
 SPECTRA_BYTES = 128_000_000
 """Memory for eigenvectors of the projection that are kept for later tiles."""
@@ -128,8 +131,10 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     if card.network:  # its samples, normalised in float64, then its features and all residuals
         features = int(card.bytes_per_sample * read + card.bytes_fixed)
         network = 4 * channels * (read + estimate) + max(12 * channels * read, features)
-    buffers = channels * (read * 5 * 2 + math.prod(shard) * 4 * 3)  # read ahead; made, waiting and encoded shards
-    projection = estimate * BYTES_PER_ESTIMATE[axes]
+    inside = min(read, math.prod(plan.coarse.shape))
+    buffers = channels * (inside * 5 * 2 + math.prod(shard) * 4 * 3)  # read ahead; made, waiting and encoded shards
+    rows = math.prod(max(p[1][1] - p[1][0] for p in axis) for axis in pieces)
+    projection = estimate * BYTES_PER_ESTIMATE[axes] + rows * BYTES_PER_ROW
     # features and float64 images follow each other, but do not fit well into each other's places
     tile = buffers + (max(network + projection // 2, projection) if network else projection)
     at_once = min(plan.threads, math.prod(len(axis) for axis in pieces))

@@ -52,7 +52,11 @@ def client(where: str | None, workers: int) -> Iterator[Client]:
         if where is None:
             cluster = stack.enter_context(
                 distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None, silence_logs=50
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    memory_limit=None,
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=50,
                 )
             )
         elif "://" in where:

@@ -33,7 +33,7 @@ from tests.pipelines.files import Run, smooth, write_raster
 def client() -> Iterator[Client]:
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
         ) as here,
         Client(here) as found,
     ):
@@ -224,7 +224,7 @@ def test_what_cannot_be_loaded_is_told_to_the_caller(client: Client) -> None:
 
 
 def test_a_stop_does_not_wait_for_workers_that_never_came() -> None:
-    options = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(n_workers=0, **options) as here, Client(here) as empty:
         stopping = iter([False, False, True])
         told: list[bool] = []

@@ -23,7 +23,7 @@ GIGABYTE = 1_000_000_000
 
 
 def peak_bytes(*arguments: str | Path, slack: float = 1.5) -> int:
-    """Peak resident memory of one run; fails with its message, or if it predicted less, or more than `slack` times it."""
+    """Peak resident memory of one run; fails if it predicted less, or more than `slack` times as much."""
     command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
     peak = 0
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:

@@ -339,7 +339,7 @@ def test_nodata_that_cannot_occur_is_reported_and_never_matches(tmp_path: Path, 
         assert not source.header.may_have_invalid
 
 
-@pytest.mark.parametrize("nodata", [-1, -9999, 0.5, 70000, float("nan")])
+@pytest.mark.parametrize("nodata", [-1, -9999, 0.5, 70000])
 def test_told_nodata_that_cannot_occur_is_refused(tmp_path: Path, nodata: float) -> None:
     with pytest.raises(UsageError, match="cannot occur in uint16"):
         open_raster(write_tif(tmp_path / "a.tif", pixels()), nodata=nodata)
