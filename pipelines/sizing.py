@@ -132,7 +132,8 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
         features = int(card.bytes_per_sample * read + card.bytes_fixed)
         network = 4 * channels * (read + estimate) + max(12 * channels * read, features)
     inside = min(read, math.prod(plan.coarse.shape))
-    buffers = channels * (inside * 5 * 2 + math.prod(shard) * 4 * 3)  # read ahead; made, waiting and encoded shards
+    made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
+    buffers = channels * (inside * 5 * 2 + made * 4 * 3)  # read ahead; made, waiting and encoded shards
     rows = math.prod(max(p[1][1] - p[1][0] for p in axis) for axis in pieces)
     projection = estimate * BYTES_PER_ESTIMATE[axes] + rows * BYTES_PER_ROW
     # features and float64 images follow each other, but do not fit well into each other's places
