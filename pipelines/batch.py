@@ -6,23 +6,36 @@ import csv
 import glob
 import io
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from pipelines import runner
 from pipelines.errors import TruescaleError, UsageError
+from pipelines.image import ToldKind
 from pipelines.job import Job
-from pipelines.request import Request
+from pipelines.request import Device, Precision, Request
 from pipelines.store import write_whole
 
 Progress = Callable[[str, int, int], None]
 
 OPTIONS = (*(f.name for f in fields(Request) if f.name != "workers"), "like", "bands", "nodata", "work")
 """What a batch may say of all its jobs or of one: the options of upscale."""
+
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "device": get_args(Device),
+    "precision": get_args(Precision),
+    "kind": (*get_args(ToldKind), None),
+    "consistency": (True, False),
+}
+"""Options that have a few values only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +69,14 @@ def read_jobs(path: Path) -> list[Job]:
             what=f"'{path.name}' is no list of jobs", why=str(error).splitlines()[0], fix="see truescale batch --help"
         ) from error
     found: list[Job] = []
-    for entry in entries:
-        found += _jobs({**common, **entry}, path.parent)
-    outputs = [job.output for job in found]
+    for number, entry in enumerate(entries, 1):
+        try:
+            found += _jobs({**common, **entry}, path.parent)
+        except UsageError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UsageError(what=f"job {number} cannot be understood", why=str(error).splitlines()[0]) from error
+    outputs = [os.path.normpath(job.output) for job in found]
     twice = sorted({o for o in outputs if outputs.count(o) > 1})
     if twice:
         raise UsageError(what=f"several jobs write '{Path(twice[0]).name}'", fix="use {name} in the output")
@@ -76,7 +94,12 @@ def _jobs(entry: dict[str, Any], folder: Path) -> Iterator[Job]:
     if not inputs:
         raise UsageError(what=f"no file matches '{pattern}'")
     asked = {name: entry[name] for name in list(entry) if name in {f.name for f in fields(Request)}}
+    for name, value in asked.items():
+        if isinstance(value, (list, dict)) or (name in CHOICES and value not in CHOICES[name]):
+            raise UsageError(what=f"the option {name} cannot be {value!r}", fix="see truescale upscale --help")
     bands = entry.get("bands")
+    if bands is not None and not (isinstance(bands, list) and all(isinstance(b, int) for b in bands)):
+        raise UsageError(what=f"bands cannot be {bands!r}", fix="give a list like [3, 2, 1]")
     for source in inputs:
         name = Path(source).name.removesuffix(".gz").rpartition(".")[0] or Path(source).name
         yield Job(
@@ -102,6 +125,12 @@ def carry_out(job: Job, stopped: Callable[[], bool] = lambda: False) -> Outcome:
             report = runner.carry_out(job, stopped=stopped)
     except TruescaleError as error:
         return Outcome(input=job.source, output=job.output, state="failed", error=str(error), exit_code=error.exit_code)
+    except OSError as error:
+        text = f"{Path(job.output).name} cannot be written there ({error.strerror or error})"
+        return Outcome(input=job.source, output=job.output, state="failed", error=text, exit_code=2)
+    except Exception as error:  # noqa: BLE001 - a bug: the other jobs go on
+        text = f"{type(error).__name__}, which is a bug in truescale"
+        return Outcome(input=job.source, output=job.output, state="failed", error=text, exit_code=1)
     return Outcome(
         input=job.source,
         output=job.output,
@@ -137,14 +166,20 @@ def run(
     else:
         from pipelines.engine import cluster as engine
 
-        with engine.client(cluster, workers) as client:
-            engine.run(client, _some, list(enumerate(jobs)), most=1, on_done=on_done, stopped=stopped)
+        with engine.client(cluster, workers) as client, tempfile.TemporaryDirectory() as folder:
+            stop = Path(folder) / "stop"  # processes of this machine see it; others end the input in hand
+            work = partial(_some, str(stop))
+            engine.run(
+                client, work, list(enumerate(jobs)), most=1, on_done=on_done, stopped=stopped, on_stop=stop.touch
+            )
     return [found[number] for number in sorted(found)]
 
 
-def _some(jobs: Sequence[tuple[int, Job]]) -> dict[int, Outcome]:
+def _some(stop: str, jobs: Sequence[tuple[int, Job]]) -> dict[int, Outcome]:
     """Work for a cluster: jobs with their numbers, each in the process that it has come to."""
-    return {n: carry_out(replace(job, request=replace(job.request, workers=1))) for n, job in jobs}
+    stopped = Path(stop).exists
+    alone = {n: replace(job, request=replace(job.request, workers=1)) for n, job in jobs}
+    return {n: carry_out(job, stopped) for n, job in alone.items() if not stopped()}
 
 
 def write_summary(outcomes: Sequence[Outcome], path: Path) -> None:

@@ -130,8 +130,10 @@ class ModelCard:
         """'' if the network can upsample by these scales (one per axis), else the reason why not."""
         changed = [float(s) for s in scales if s != 1]
         low, high = self.scales
-        if not self.network or not changed:
+        if not self.network:
             return ""
+        if not changed:
+            return f"{self.id} makes samples finer, and none is asked to be"
         if self.axes == "through-plane":
             axis = finest(scales) if len(scales) == 3 else None
             if axis is None:

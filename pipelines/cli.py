@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -456,6 +457,8 @@ def main() -> None:
             raise
         _fail(UsageError(what=f"this command needs {error.name}", fix=f"pip install 'truescale[{extra}]'"), debug)
     except Exception as error:  # noqa: BLE001 - a bug: say so without a page of text
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # under the text of --help or --version
+            _fail(StoppedError(what="the disk under stdout is full", fix="free space there and run again"), debug)
         what = f"{type(error).__name__}, which is a bug in truescale"
         _fail(TruescaleError(what=what, fix="" if debug else "run again with --debug"), debug)
 

@@ -52,6 +52,10 @@ def resolve(
     replicated = card.name == "nearest"
     if replicated:  # copies samples, however thick the slices
         warnings = [w for w in warnings if "slice thickness" not in w]
+    shifted = [axis for axis, place in zip(header.grid.axes, places, strict=True) if place.between]
+    if shifted and card.project and request.consistency and not replicated:
+        text = "interpolated, and not made to explain the input"
+        warnings.append(f"only shifted, by a part of a sample, on {', '.join(shifted)}: {text}")
     axis = header.slice_axis
     if axis is not None and places[axis].changed and header.grid.shape[axis] < MIN_SLICES and not replicated:
         count = header.grid.shape[axis]
@@ -327,6 +331,6 @@ def _channel_plan(
     )
     replicated = not image or card.name == "nearest"
     treatment = "nearest" if replicated else "network" if card.network else "interpolate"
-    return ChannelPlan(
-        channel.name, treatment, spec, channel.noise_model, image and card.project and request.consistency
-    )
+    # the inverse of a shift by half a sample is unbounded: such a product is interpolated, and says so
+    project = image and card.project and request.consistency and not any(place.between for place in places)
+    return ChannelPlan(channel.name, treatment, spec, channel.noise_model, project)

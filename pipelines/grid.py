@@ -338,6 +338,10 @@ def decimal_fraction(value: float) -> Fraction:
     return Fraction(f"{value:.{SPACING_DIGITS}g}")
 
 
+MOST_SHIFT = Fraction(1, 10)
+"""Samples. Shares of area shifted by more weigh the finest detail by less than 0.8, those by a half with 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """How `coarse` samples of one axis lie on its `fine` samples: centre of sample j at `first + j scale`.
@@ -366,6 +370,11 @@ class Placement:
     def changed(self) -> bool:
         """False if both lattices are one."""
         return not (self.scale == 1 and self.first == 0 and self.coarse == self.fine)
+
+    @property
+    def between(self) -> bool:
+        """Whether samples are not made finer but shifted, by so much of one that its inverse amplifies noise."""
+        return self.scale == 1 and abs(self.first - round(self.first)) > MOST_SHIFT
 
 
 def _line(first: Fraction, step: Fraction, count: int) -> NDArray[np.float64]:

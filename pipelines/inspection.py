@@ -262,11 +262,15 @@ def _reported_bands(product: Path, against: Path) -> tuple[int, ...] | None:
         return None
     try:
         fact = json.loads(report.read_text())["facts"].get("bands")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             what=f"'{report.name}' is damaged", why="it names the bands of the product", fix="remove it, give --bands"
         ) from error
-    return tuple(int(n) for n in fact["value"].split(",")) if fact else None
+    if not fact:
+        return None
+    chosen = tuple(int(n) for n in fact["value"].split(","))
+    with formats.open_source(against) as source:  # another file of the same bands is matched by their names
+        return chosen if max(chosen) <= len(source.header.channels) else None
 
 
 def _order(made: Header, given: Header) -> list[int]:

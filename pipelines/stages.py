@@ -28,7 +28,7 @@ from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
 from pipelines.verification import Verification, verify
 from pipelines.worker import TileWork, Worker, run_tiles
-from pipelines.workspace import Paths, disk_failed, remove
+from pipelines.workspace import Paths, disk_failed, remove, stamp
 from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
 LARGEST = 1e15
@@ -97,6 +97,13 @@ def run(
     """
     ready(store, opened, made, watch, progress, stopped)
     done = make_tiles(store, made, range(made.tile_count), "worker", watch, progress, stopped, cluster)
+    lost = Ledger(store, made.run_hash).missing(range(made.tile_count), made.cover(made.card).position)
+    if lost:  # a process of an earlier run, cut off from it, may still have been writing
+        raise TileError(
+            what=f"{len(lost)} of {made.tile_count} tiles are not what the ledger says, the first is tile {lost[0]}",
+            why="something else has written into the work folder",
+            fix="end it, then run again with --resume",
+        )
     records = Ledger(store, made.run_hash).records()
     for stage in ("read", "network", "projection", "write"):  # of all tiles, those of earlier sessions too
         watch.add(stage, sum(record.seconds.get(stage, 0.0) for record in records.values()))
@@ -128,6 +135,12 @@ def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stoppe
             raise StoppedError(what="stopped while reading", fix="the same call with --resume goes on")
 
     found = write_image(opened, opened.header, store.coarse, on_block)
+    if opened.identity != made.identity:
+        raise InputError(
+            what="the input has changed while it was read",
+            why="its product would mix two measurements",
+            fix="run again once nothing writes to it",
+        )
     _refuse_empty(found, made)
     if opened.header.may_have_invalid:
         fill_invalid(store.folder)
@@ -269,9 +282,16 @@ def finished(
     product = WatchedSource(product_of(store, opened.header, made), step("export"))
     with watch.stage("export"):
         heap.trim()
-        store.write_json("plan.json", replace(made, overwrite=True).to_json())  # what is there from now on is ours
-        counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
+        try:
+            counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
+        except FileNotFoundError as error:
+            raise InputError(
+                what="the input has gone while it was worked on",
+                why="the product takes its metadata from it",
+                fix="put it back and run again with --resume",
+            ) from error
         heap.trim()
+    store.write_json("exported.json", stamp(paths.output))  # what is there from now on is ours
     try:
         with watch.stage("verify"):
             checked, written = _verified(store, made, paths.output, step("verify"))
@@ -291,6 +311,7 @@ def finished(
     else:
         with suppress(OSError):  # leave to overwrite ends with the run
             store.write_json("plan.json", replace(made, overwrite=False).to_json())
+            (store.folder / "exported.json").unlink(missing_ok=True)
     return report
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import zarr
 
 OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
-OWN_FILES = ("stop", "job.json", "plan.json", "ingest.json", "calibration.json")
-"""What a run writes in its work folder."""
+OWN_FILES = ("ingest.json", "calibration.json", "stop", "job.json", "plan.json", "exported.json")
+"""What a run writes in its work folder, in the order in which it goes: what says that folders are whole goes first."""
 
 COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
 """Chunks of the ingested samples per number of axes: small enough to read a tile's halo, large enough to be quick."""
@@ -72,9 +72,11 @@ class Store:
 
     def remove(self) -> None:
         """Remove what a run has written here, and the folder if nothing else is in it."""
+        for name in OWN_FILES[:2]:  # a kill in the middle leaves a run that begins again
+            (self.folder / name).unlink(missing_ok=True)
         for name in OWN_FOLDERS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in OWN_FILES:
+        for name in OWN_FILES[2:]:
             (self.folder / name).unlink(missing_ok=True)
         if self.folder.absolute() != Path.cwd():  # nobody's ground is taken away
             with suppress(OSError):

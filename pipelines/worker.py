@@ -234,12 +234,20 @@ class TileWork:
         worker = Worker(Path(self.folder), device=self.device, threads=self.threads)
         worker.predictor  # noqa: B018 - loaded once
 
+        def stopped() -> bool:
+            """The folder says so, or it is another run's by now: this process may have been cut off from its own."""
+            plan = worker.store.read_json("plan.json")
+            return worker.store.stop.exists() or plan is None or Plan.from_json(plan).run_hash != self.run
+
         def make(tiles: Sequence[int]) -> list[Record]:
-            """Make the tiles that are not done yet; those that failed have an error. Stops when the folder says so."""
-            todo = Ledger(worker.store, self.run).missing(tiles, worker.cover.position)  # a lost process made some
+            """Make the tiles that are not done yet; those that failed have an error."""
+            ledger, place = Ledger(worker.store, self.run), worker.cover.position
+            begun = [t for t in tiles if worker.store.shard_path(place(t)).exists()]  # by a process that was lost
+            kept = set(begun) - set(ledger.missing(begun, place) if begun else ())
             found: list[Record] = []
             writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-            run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=worker.store.stop.exists)
+            todo = [t for t in tiles if t not in kept]
+            run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=stopped)
             return found
 
         return make
@@ -302,15 +310,19 @@ def run_tiles(
         on_done(Record(index, worker.plan.run_hash, error=str(error) or type(error).__name__))
 
     def reading() -> None:
-        for index in tiles:
-            if stopped() or broken:
-                break
-            tile = worker.cover[index]
-            try:
-                ahead.put((tile, worker.read(tile)))
-            except Exception as error:  # noqa: BLE001 - handed to the caller's thread, which reports the tile
-                ahead.put((tile, error))
-        ahead.put(None)
+        try:
+            for index in tiles:
+                if stopped() or broken:
+                    break
+                tile = worker.cover[index]
+                try:
+                    ahead.put((tile, worker.read(tile)))
+                except Exception as error:  # noqa: BLE001 - handed to the caller's thread, which reports the tile
+                    ahead.put((tile, error))
+        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+            broken.append(error)
+        finally:
+            ahead.put(None)
 
     def writing() -> None:
         while (item := behind.get()) is not None:

@@ -17,7 +17,7 @@ from pipelines.errors import BudgetError, InputError, StoreError, TruescaleError
 from pipelines.planning import Plan
 from pipelines.request import bytes_text
 from pipelines.sizing import continued
-from pipelines.store import Ledger, Store
+from pipelines.store import OWN_FILES, Ledger, Store
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """What a system answers where one may not write."""
@@ -50,9 +50,17 @@ class Paths:
         """With the leave to overwrite of the run to resume: it was told so, or its own product may be there already."""
         if not (self.resume and self.output.name and self.work_folder.is_dir()):
             return self
-        before = Store(self.work_folder).read_json("plan.json") or {}
-        allowed = before.get("overwrite") and Path(before["output"]).absolute() == self.output.absolute()
-        return replace(self, overwrite=self.overwrite or bool(allowed))
+        store = Store(self.work_folder)
+        before = store.read_json("plan.json") or {}
+        told = before.get("overwrite") and Path(before["output"]).absolute() == self.output.absolute()
+        own = self.output.exists() and store.read_json("exported.json") == stamp(self.output)
+        return replace(self, overwrite=self.overwrite or bool(told) or own)
+
+
+def stamp(path: Path) -> dict[str, int]:
+    """What tells a file or folder from another that takes its place."""
+    status = path.stat()
+    return {"inode": status.st_ino, "bytes": status.st_size, "written_ns": status.st_mtime_ns}
 
 
 def check_output(paths: Paths, source: object) -> None:
@@ -167,7 +175,7 @@ def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
                 why="mixing both would spoil the product",
                 fix="leave out --resume to start again",
             )
-    elif old is None and store.folder.is_dir() and any(store.folder.iterdir()):
+    elif old is None and store.folder.is_dir() and any(p.name not in OWN_FILES for p in store.folder.iterdir()):
         raise UsageError(
             what=f"the work folder '{store.folder.name}' is not empty and holds no run",
             why="what lies there may be someone's",
@@ -227,7 +235,7 @@ def _locked(path: Path, *, shared: bool) -> int:
             if not ours:
                 owner = os.pread(lock, 200, 0).decode(errors="replace").split("\n")[0]
                 os.close(lock)
-                raise _in_use(path, owner) from error
+                raise _in_use(path, owner, held=error.errno in (errno.EWOULDBLOCK, errno.EACCES)) from error
         if ours:
             with suppress(OSError):  # for messages only
                 text = f"{socket.gethostname()} {os.getpid()} {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
@@ -254,10 +262,15 @@ def _is_there(lock: int, path: Path) -> bool:
         return False
 
 
-def _in_use(path: Path, owner: str) -> UsageError:
-    """owner: 'HOST PROCESS DATE TIME', as the lock file says."""
+def _in_use(path: Path, owner: str, *, held: bool) -> UsageError:
+    """owner: 'HOST PROCESS DATE TIME', as the lock file says, of the last to come; held: the system says so."""
     host, process, since = (*owner.split(" ", 2), "", "", "")[:3]
     name = path.name.removesuffix(".lock")
+    if held:
+        who = f"last come: process {process} on {host}, since {since}" if since else "unknown"
+        return UsageError(
+            what=f"another run ({who}) is at work on '{name}'", why="two would spoil each other", fix="wait for it"
+        )
     if host == socket.gethostname() and process.isdecimal() and not _lives(int(process)):
         return UsageError(
             what=f"'{path.name}' was left by a run that no longer lives (process {process})",

@@ -80,13 +80,16 @@ def _from_yaml(path: Path, workers: int) -> Any:
         described = yaml.safe_load(path.read_text())
         module, _, name = described["class"].rpartition(".")
         cluster = getattr(importlib.import_module(module), name)(**described.get("options", {}))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
         raise UsageError(
             what=f"'{path.name}' describes no cluster",
             why=f"{type(error).__name__}: {error}".splitlines()[0],
             fix="see configs/clusters for what it holds",
         ) from error
-    cluster.scale(jobs=workers)
+    if hasattr(cluster, "job_script"):  # one that queues: a job may hold several processes
+        cluster.scale(jobs=workers)
+    else:
+        cluster.scale(workers)
     return cluster
 
 

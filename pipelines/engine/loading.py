@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 from distributed import Worker, WorkerPlugin, get_worker
+
+from pipelines import heap
 
 Work = Callable[[Sequence[Any]], Any]
 """Does a group of items; what it returns is small."""
@@ -19,8 +23,12 @@ class Loaded(WorkerPlugin):
         self.name = f"truescale-{uuid4().hex}"
         self._load = load
 
-    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - its name is part of the contract
+    def setup(self, worker: Worker) -> None:
         """Load; a failure is kept for the first group, which tells the caller: here it would end the process."""
+        if worker.nanny is not None:  # a process of its own: Ctrl-C is for the run, which ends the tiles in hand
+            with suppress(ValueError):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            heap.keep()
         try:
             self.work = self._load()
         except Exception as error:  # noqa: BLE001 - raised again in `call`

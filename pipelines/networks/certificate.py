@@ -30,6 +30,8 @@ def certify(predictor: Predictor, card: ModelCard) -> None:
     """
     if card.digest in _CERTIFIED:
         return
+    if card.axes == "through-plane" and len(set(card.halo[1:])) > 1:
+        raise ModelError(what=f"the card of {card.id} states two halos in the plane", fix="correct the card")
     places = _places(card)
     stated = card.reach(places)
     for axis, halo in enumerate(stated):

@@ -42,7 +42,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    return write_raster(tmp_path / "image.tif", smooth((2, 400, 380)).astype(np.uint16))
+    return write_raster(tmp_path / "image.tif", smooth((1, 560, 540)).astype(np.uint16))
 
 
 def test_a_cluster_makes_the_bytes_of_one_process(run: Run, image: Path, tmp_path: Path, client: Client) -> None:

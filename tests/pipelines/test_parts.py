@@ -12,14 +12,17 @@ import pytest
 from pipelines import runner
 from pipelines.errors import InputError, UsageError
 from pipelines.job import Job
+from pipelines.planning import Plan
 from pipelines.request import Request
+from pipelines.store import Store
+from pipelines.worker import TileWork
 from pipelines.workspace import held
 from tests.pipelines.files import Run, smooth, write_raster
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    return write_raster(tmp_path / "image.tif", smooth((2, 300, 280)).astype(np.uint16))
+    return write_raster(tmp_path / "image.tif", smooth((1, 560, 540)).astype(np.uint16))
 
 
 SMALL = ("--model", "floor", "--memory", "870MB", "--quiet")
@@ -65,7 +68,7 @@ def test_two_parts_may_run_at_once_but_no_part_twice_and_none_beside_its_finish(
 def test_an_input_that_has_changed_is_not_finished(image: Path, tmp_path: Path) -> None:
     work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor")))
     runner.run_part(work, 1, 1)
-    write_raster(image, (smooth((2, 300, 280)) + 1).astype(np.uint16))
+    write_raster(image, (smooth((1, 560, 540)) + 1).astype(np.uint16))
     with pytest.raises(InputError, match="changed"):
         runner.finish(work)
 
@@ -87,3 +90,15 @@ def test_parts_of_two_processes_at_once_share_the_work(image: Path, tmp_path: Pa
     both = [subprocess.Popen([*command, f"{k}/2"]) for k in (1, 2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert runner.finish(work).consistency_over_noise is not None
+
+
+def test_a_process_cut_off_from_its_run_writes_into_no_other(run: Run, image: Path, tmp_path: Path) -> None:
+    _, out, _ = run("prepare", image, tmp_path / "o.tif", *SMALL)
+    store = Store(Path(out.splitlines()[-1]))
+    plan = Plan.from_json(store.read_json("plan.json") or {})
+    make = TileWork(str(store.folder), plan.run_hash, "cpu", 1).load()
+    store.write_json("plan.json", {**plan.to_json(), "noise": 3.0})
+    assert make([0]) == []
+    assert not store.shard_path((0, 0)).exists()
+    store.write_json("plan.json", plan.to_json())
+    assert [record.tile for record in make([0])] == [0]
