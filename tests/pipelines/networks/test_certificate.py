@@ -20,7 +20,7 @@ def test_the_shipped_networks_need_what_their_cards_say(name: str) -> None:
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_card_that_states_another_halo_is_refused(name: str, more: int) -> None:
     card = cards.find(name)
-    for axis in range(2):
+    for axis in range(len(card.halo)):
         halo = tuple(h + more * (a == axis) for a, h in enumerate(card.halo))
-        with pytest.raises(ModelError, match="states a halo"):
+        with pytest.raises(ModelError, match="states (a halo|two halos)"):
             load(replace(card, halo=halo))
