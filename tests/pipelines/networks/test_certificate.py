@@ -22,5 +22,5 @@ def test_a_card_that_states_another_halo_is_refused(name: str, more: int) -> Non
     card = cards.find(name)
     for axis in range(len(card.halo)):
         halo = tuple(h + more * (a == axis) for a, h in enumerate(card.halo))
-        with pytest.raises(ModelError, match="states (a halo|two halos)"):
+        with pytest.raises(ModelError, match=r"states (a halo|two halos)"):
             load(replace(card, halo=halo))
