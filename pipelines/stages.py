@@ -291,7 +291,8 @@ def finished(
                 fix="put it back and run again with --resume",
             ) from error
         heap.trim()
-    store.write_json("exported.json", stamp(paths.output))  # what is there from now on is ours
+    with suppress(OSError):  # what is there from now on is ours; without this, a resume needs --overwrite
+        store.write_json("exported.json", stamp(paths.output))
     try:
         with watch.stage("verify"):
             checked, written = _verified(store, made, paths.output, step("verify"))
