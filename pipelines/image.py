@@ -232,6 +232,10 @@ class Sink(Protocol):
         """
         ...
 
+    def overruling(self, path: Path) -> tuple[Path, ...]:
+        """Files beside `path`, there or not, that readers believe more than the product itself."""
+        ...
+
 
 SLAB_SAMPLES = 4 << 20
 """Samples of all channels that are read, written or compared at a time."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipelines import decisions, formats
+from pipelines.delivery import finished
 from pipelines.errors import InputError, StoppedError, TileError, UsageError
 from pipelines.grid import Box, Factor, Grid
 from pipelines.image import ArraySource, Header, Source, Told, ToldKind
@@ -23,7 +24,7 @@ from pipelines.networks import has_cuda
 from pipelines.planning import Plan
 from pipelines.report import RunReport, Stopwatch, read_report
 from pipelines.request import Device, Precision, Request
-from pipelines.stages import Progress, cores, finished, make_tiles, never, product_header, product_of, quiet, ready, run
+from pipelines.stages import Progress, cores, make_tiles, never, product_header, product_of, quiet, ready, run
 from pipelines.store import Ledger, Store
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import write_image

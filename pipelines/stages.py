@@ -8,28 +8,25 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import formats, heap
+from pipelines import heap
 from pipelines.calibration import calibrate
 from pipelines.engine import local
-from pipelines.errors import InputError, StoppedError, StoreError, TileError
+from pipelines.errors import InputError, StoppedError, TileError
 from pipelines.filling import fill_invalid
 from pipelines.grid import Box
 from pipelines.image import Header, Source, TurnedSource
-from pipelines.planning import Calibration, Plan
-from pipelines.product import StoredProduct, WatchedSource, field_of_view
-from pipelines.report import RunReport, Stopwatch, peak_bytes, report_path, summarise, write_report
+from pipelines.planning import Plan
+from pipelines.product import StoredProduct, field_of_view
+from pipelines.report import Stopwatch, peak_bytes
 from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
-from pipelines.verification import Verification, verify
 from pipelines.worker import TileWork, Worker, run_tiles
-from pipelines.workspace import Paths, disk_failed, remove, stamp
-from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
+from pipelines.workspace import disk_failed
+from pipelines.zarr_image import Statistics, doubts, write_image
 
 LARGEST = 1e15
 """Samples beyond this are a fault of the file."""
@@ -256,97 +253,3 @@ def _threads(made: Plan) -> int:
     """
     idle = cores() - (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
     return max(1, round(idle) // made.workers)
-
-
-def finished(
-    store: Store,
-    opened: Source,
-    made: Plan,
-    paths: Paths,
-    watch: Stopwatch,
-    progress: Progress,
-    stopped: Callable[[], bool],
-    resumed: int,
-    records: dict[int, Record],
-) -> RunReport:
-    """Export, verify, report; then the work folder goes unless it was asked for."""
-
-    def step(stage: str) -> Callable[[int, int], None]:
-        def on_step(done: int, total: int) -> None:
-            progress(stage, done, total)
-            if stopped():
-                raise StoppedError(what=f"stopped during {stage}", fix="the same call with --resume goes on")
-
-        return on_step
-
-    product = WatchedSource(product_of(store, opened.header, made), step("export"))
-    with watch.stage("export"):
-        heap.trim()
-        try:
-            counts = formats.sink_for(paths.output).write(product, opened, paths.output, _note(made))
-        except FileNotFoundError as error:
-            raise InputError(
-                what="the input has gone while it was worked on",
-                why="the product takes its metadata from it",
-                fix="put it back and run again with --resume",
-            ) from error
-        heap.trim()
-    with suppress(OSError):  # what is there from now on is ours; without this, a resume needs --overwrite
-        store.write_json("exported.json", stamp(paths.output))
-    try:
-        with watch.stage("verify"):
-            checked, written = _verified(store, made, paths.output, step("verify"))
-        calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
-        made = replace(made, warnings=(*made.warnings, *(store.read_json("ingest.json") or {}).get("doubts", ())))
-        report = summarise(made, watch, checked, written, calibration, resumed, records)
-        report = replace(report, clipped=counts.get("clipped", 0))
-        try:
-            write_report(report, paths.output)
-        except OSError as error:
-            raise disk_failed("the report", error) from error
-    except BaseException:
-        remove(paths.output)  # nothing stays that has not been compared with its input and reported
-        raise
-    if paths.work is None:
-        store.remove()
-    else:
-        with suppress(OSError):  # leave to overwrite ends with the run
-            store.write_json("plan.json", replace(made, overwrite=False).to_json())
-            (store.folder / "exported.json").unlink(missing_ok=True)
-    return report
-
-
-def _verified(
-    store: Store, made: Plan, product: Path, on_rows: Callable[[int, int], None]
-) -> tuple[Verification, Header]:
-    """The written product against what was read of the input, and its header. Raises StoreError if a disk fails."""
-    try:
-        report_path(product).unlink(missing_ok=True)  # it spoke of another product
-        with formats.open_source(product) as written, ZarrImage(store.coarse) as observed:
-            checked = verify(written, observed, _models(made), orientation=made.orientation, on_rows=on_rows)
-            return checked, written.header
-    except OSError as error:
-        raise StoreError(
-            what=f"the product could not be compared with its input ({error.strerror or error})",
-            why="one that has not been compared is not kept",
-            fix="mend the disk and run again with --resume",
-        ) from error
-
-
-def _models(made: Plan) -> list[Any]:
-    """The forward models of the channels; None for one that is not compared."""
-    return [None if channel.treatment == "nearest" else made.degradation(c) for c, channel in enumerate(made.channels)]
-
-
-def _note(made: Plan) -> dict[str, str]:
-    """Provenance for the product: no time, host or path."""
-    spec = sorted({" x ".join(channel.spec) for channel in made.channels})
-    return {
-        "software": f"truescale {made.version}",
-        "model": made.model,
-        "weights": (made.weights_sha256 or "none")[:16],
-        "scale": "x".join(f"{s:g}" for s in made.scale),
-        "degradation": ", ".join(spec),
-        "noise": str(made.noise),
-        "use": "research software, not a medical device",
-    }

@@ -82,6 +82,10 @@ class CogSink:
             shutil.rmtree(folder, ignore_errors=True)
         return {"clipped": float(clipped)}
 
+    def overruling(self, path: Path) -> tuple[Path, ...]:
+        names = (*(path.name + e for e in _BESIDE_NAME), *(path.stem + e for e in _BESIDE_STEM))
+        return tuple(path.with_name(name) for name in names)
+
 
 def _export_error(path: Path, error: Exception) -> ExportError:
     why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
@@ -116,8 +120,6 @@ def _write_into(folder: Path, product: Source, layout: Layout, path: Path) -> in
     plain.unlink()
     with finished.open("rb+") as file:
         os.fsync(file.fileno())
-    for stale in (*(path.name + e for e in _BESIDE_NAME), *(path.stem + e for e in _BESIDE_STEM)):
-        path.with_name(stale).unlink(missing_ok=True)  # GDAL would believe it more than the new file
     finished.replace(path)
     return clipped
 

@@ -207,6 +207,11 @@ class NiftiSink:
                 temporary.unlink(missing_ok=True)
         return {"clipped": float(clipped)}
 
+    def overruling(self, path: Path) -> tuple[Path, ...]:
+        """None."""
+        del path
+        return ()
+
 
 def _turned_dim_info(like: NiftiFile, given: Grid, made: Grid) -> tuple[int | None, ...]:
     """Axes (i, j, k) of frequency, phase and slice in a product: a reference may have another order."""

@@ -158,13 +158,39 @@ def test_a_stop_after_the_last_tile_leaves_no_product_and_goes_on(
     assert report.tiles_resumed == report.tiles
 
 
+def tree_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stage", ["export", "verify"])
+@pytest.mark.parametrize("output", ["o.nii.gz", "o.zarr"])
+def test_what_a_stopped_run_was_to_replace_stays(thick: Path, tmp_path: Path, stage: str, output: str) -> None:
+    from pipelines import runner
+    from pipelines.errors import StoppedError
+
+    runner.upscale(thick, tmp_path / output, model="cubic")
+    before = tree_bytes(tmp_path)
+    reached: list[str] = []
+    with pytest.raises(StoppedError, match=stage):
+        runner.upscale(
+            thick, tmp_path / output, model="floor", overwrite=True,
+            progress=lambda name, _done, _total: reached.append(name), stopped=lambda: stage in reached,
+        )  # fmt: skip
+    after = {name: data for name, data in tree_bytes(tmp_path).items() if ".work/" not in name}
+    assert after == before
+    assert runner.upscale(thick, tmp_path / output, model="floor", resume=True).model == "floor"
+    assert tree_bytes(tmp_path) != before
+    assert {p.name for p in tmp_path.iterdir()} == {"t2.nii.gz", "t2.json", output, f"{output}.report.json"}
+
+
 def test_a_product_that_cannot_be_compared_does_not_stay(
     run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(*_: object, **__: object) -> None:
         raise StoreError(what="planted")
 
-    monkeypatch.setattr("pipelines.stages.verify", damaged)
+    monkeypatch.setattr("pipelines.delivery.verify", damaged)
     assert run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")[0] == 5
     assert not (tmp_path / "o.nii.gz").exists()
     assert not (tmp_path / "o.nii.gz.report.json").exists()
@@ -178,7 +204,7 @@ def test_a_disk_that_fails_while_comparing_is_named_as_such(
     def failing(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("pipelines.stages.verify", failing)
+    monkeypatch.setattr("pipelines.delivery.verify", failing)
     code, _, err = run("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--quiet")
     assert code == 5
     assert "could not be compared with its input (Input/output error)" in err
@@ -228,7 +254,7 @@ def test_a_failing_export_keeps_the_old_product_and_its_report(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("name", ["plan.json", "ingest.json", "o.nii.gz.report.json"])
+@pytest.mark.parametrize("name", ["plan.json", "ingest.json", ".report.json"])
 def test_a_small_file_that_cannot_be_written_ends_cleanly(
     run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rio_cogeo.cogeo import cog_validate
 
+from pipelines import upscale
 from pipelines.errors import ExportError, UsageError
 from pipelines.grid import Box, Frame, Grid
 from pipelines.image import ArraySource, Channel, Header, Source
@@ -132,8 +133,9 @@ def test_stale_sidecars_are_removed_and_strangers_stay(tmp_path: Path) -> None:
             '<PAMDataset><PAMRasterBand band="1"><NoDataValue>7</NoDataValue></PAMRasterBand></PAMDataset>'
         )
     (tmp_path / "o.tif").write_bytes(b"old")
-    copy_product(path, tmp_path / "o.tif")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "o.tif", "o.tif.txt", "o.txt", "oo.tif.aux.xml"]
+    upscale(path, tmp_path / "o.tif", model="cubic", overwrite=True)
+    left = ["a.tif", "o.tif", "o.tif.report.json", "o.tif.txt", "o.txt", "oo.tif.aux.xml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
     with opened(tmp_path / "o.tif") as after:
         assert after.nodata is None
 
