@@ -28,6 +28,9 @@ CUT_SIGMA = 4.0
 LOST = 1e-3
 """A row that loses more than this share beyond a partial reference is no constraint."""
 
+ALONG = 64
+"""Samples of the faster axes that a matrix is applied to at a time, at least."""
+
 NEGLIGIBLE = 1e-7
 """A row of (K + l I)^-1 below this share of its peak is out of reach."""
 
@@ -191,10 +194,19 @@ def along(
     matrix: NDArray[np.float64] | sparse.csr_array, image: NDArray[np.floating], axis: int
 ) -> NDArray[np.float64]:
     """`matrix` applied to one axis of `image`, in float64."""
-    moved = np.moveaxis(np.asarray(image, np.float64), axis, 0)
-    flat = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
-    result = np.asarray(matrix @ flat).reshape(matrix.shape[0], *moved.shape[1:])
-    return np.moveaxis(result, 0, axis)
+    image = np.ascontiguousarray(image, np.float64)
+    before, length, after = math.prod(image.shape[:axis]), image.shape[axis], math.prod(image.shape[axis + 1 :])
+    shape = (*image.shape[:axis], matrix.shape[0], *image.shape[axis + 1 :])
+    if before == 1:
+        return np.asarray(matrix @ image.reshape(length, after)).reshape(shape)
+    lines, result = image.reshape(before, length, after), np.empty((before, matrix.shape[0], after))
+    together = max(1, ALONG // max(1, after))  # lines of a fast axis are turned a few at a time, inside the caches
+    for first in range(0, before, together):
+        some = lines[first : first + together]
+        columns = some[0] if len(some) == 1 else some.transpose(1, 0, 2).reshape(length, -1)
+        made = np.asarray(matrix @ columns).reshape(matrix.shape[0], len(some), after)
+        result[first : first + together] = made.transpose(1, 0, 2)
+    return result.reshape(shape)
 
 
 def profile_between(place: Placement, blur: Profile) -> Profile:
@@ -270,7 +282,7 @@ class Degradation:
         if image.shape[-d:] != shape:
             raise GeometryError(what=f"an array of shape {image.shape} does not end with {shape}")
         result = np.asarray(image, np.float64)
-        for a in self.changed:
+        for a in self.changed[::-1] if transpose else self.changed:  # the slowest where there is least to turn
             matrix = self.matrices[a]
             assert matrix is not None
             result = along(matrix.T.tocsr() if transpose else matrix, result, result.ndim - d + a)

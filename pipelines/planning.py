@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,6 +19,12 @@ from pipelines.grid import Grid, Orientation, Placement, placements
 from pipelines.image import ToldKind, working_dtype
 from pipelines.interpolation import PREFILTER_REACH
 from pipelines.tiles import Cover, Span
+
+SOLVED = 256
+"""Coarse samples of an axis whose projection is solved at a time."""
+
+SHARED = {2: 256, 3: 64}
+"""The same of an axis that both grids share, by the number of axes: it has no halo, and small images stay in caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,23 +232,33 @@ class Calibration:
 
 def cover(plan: Plan, card: ModelCard, shard: Sequence[int]) -> Cover:
     """Tiles of `shard` fine samples with the halos of the projection, the interpolation and the network."""
+    halo = card.reach(plan.places)
+    refined = finest([place.scale for place in plan.places])
+    spans = (
+        replace(span, shard=side, halo=max(span.halo, own), multiple_of=_multiple_of(card, a == refined, a))
+        for a, (span, side, own) in enumerate(zip(solved(plan).spans, shard, halo, strict=True))
+    )
+    return Cover(tuple(spans))
+
+
+def solved(plan: Plan) -> Cover:
+    """What is interpolated and projected at a time, with the halos of both: parts of tiles.
+
+    The projection's eigenvectors grow with the square of a part, its halo's share shrinks.
+    """
     models = list({channel.spec: plan.degradation(c) for c, channel in enumerate(plan.channels)}.values())
     reaches = [model.reach for model in models]
     projected = any(channel.project for channel in plan.channels)
-    halo = card.reach(plan.places)
-    refined = finest([place.scale for place in plan.places])
-    spans = []
-    for a, place in enumerate(plan.places):
-        spans.append(
-            Span(
-                place,
-                shard[a],
-                support=max(m.support[a] for m in models) if projected else 0,
-                reach=max(reach[a] for reach in reaches) if projected else 0,
-                halo=max(PREFILTER_REACH + 3 if place.changed else 0, halo[a]),
-                multiple_of=_multiple_of(card, a == refined, a),
-            )
+    spans = (
+        Span(
+            place,
+            math.ceil(SOLVED * place.scale) if place.changed else SHARED[plan.fine.ndim],
+            support=max(m.support[a] for m in models) if projected else 0,
+            reach=max(reach[a] for reach in reaches) if projected else 0,
+            halo=PREFILTER_REACH + 3 if place.changed else 0,
         )
+        for a, place in enumerate(plan.places)
+    )
     return Cover(tuple(spans))
 
 

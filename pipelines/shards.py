@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -27,8 +27,8 @@ ABSENT = 2**64 - 1
 """Offset and length in the index of a chunk that holds the fill value only."""
 
 
-def encode(values: NDArray[np.generic], chunk: Sequence[int], shard: Sequence[int]) -> bytes:
-    """The file of one shard. values: what of it lies inside the array; chunk, shard: shapes, fill value 0.
+def encode(values: NDArray[np.generic], chunk: Sequence[int], shard: Sequence[int]) -> Iterator[bytes]:
+    """The file of one shard in pieces. values: what of it lies inside the array; chunk, shard: shapes, fill value 0.
 
     Chunks beyond the array are absent; those across its edge are filled up with zeros.
     """
@@ -37,7 +37,6 @@ def encode(values: NDArray[np.generic], chunk: Sequence[int], shard: Sequence[in
     codec = Blosc(cname=CNAME, clevel=CLEVEL, shuffle=Blosc.BITSHUFFLE)
     counts = [s // c for s, c in zip(shard, chunk, strict=True)]
     index = np.full((*counts, 2), ABSENT, "<u8")
-    parts: list[bytes] = []
     offset = 0
     buffer = np.empty(tuple(chunk), values.dtype)
     for position in itertools.product(*(range(-(-n // c)) for n, c in zip(values.shape, chunk, strict=True))):
@@ -47,28 +46,31 @@ def encode(values: NDArray[np.generic], chunk: Sequence[int], shard: Sequence[in
         buffer[tuple(slice(n) for n in part.shape)] = part
         encoded = bytes(codec.encode(buffer))
         encoded += google_crc32c.value(encoded).to_bytes(4, "little")
-        parts.append(encoded)
+        yield encoded
         index[position] = offset, len(encoded)
         offset += len(encoded)
     tail = index.tobytes()
-    return b"".join((*parts, tail, google_crc32c.value(tail).to_bytes(4, "little")))
+    yield tail + google_crc32c.value(tail).to_bytes(4, "little")
 
 
-def write(path: Path, content: bytes) -> int:
+def write(path: Path, pieces: Iterable[bytes]) -> int:
     """Put a file in place whole or not at all, on the disk, and return its CRC-32C. Raises OSError."""
+    value = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own: two hosts may make one tile at once, after one of them was taken for lost
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
+                value = google_crc32c.extend(value, piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return int(google_crc32c.value(content))
+    return int(value)
 
 
 def checksum(path: Path) -> int:

@@ -10,7 +10,7 @@ from pipelines.card import ModelCard
 from pipelines.errors import BudgetError
 from pipelines.image import SLAB_SAMPLES
 from pipelines.interpolation import PREFILTER_REACH
-from pipelines.planning import Plan, cover
+from pipelines.planning import Plan, cover, solved
 from pipelines.request import bytes_text
 
 PROCESS_BYTES = {"floor": 130_000_000, "network": 450_000_000}
@@ -28,10 +28,10 @@ WINDOWS_SAMPLES = 1_250_000
 CALIBRATE_BYTES = (25_000_000, 30)
 """The patches that noise is read from and the blocks that labels are looked for in; and per sample of the windows."""
 
-HEAP_SLACK = 1.2
-"""What lies unused between what is used."""
+HEAP_SLACK = {"floor": 1.2, "network": 1.7}
+"""What lies unused between what is used: much between the features of a network, in a heap that is kept (measured)."""
 
-BYTES_PER_ESTIMATE = {1: 26, 2: 36, 3: 36}
+BYTES_PER_ESTIMATE = {1: 10, 2: 17, 3: 18}
 """Peak bytes per fine sample of interpolating and projecting a channel along so many axes (float64; measured)."""
 
 BYTES_PER_ROW = 44
@@ -114,7 +114,7 @@ def _shard_side(plan: Plan, axis: int, side: int) -> int:
 
 def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     """Upper bound of the resident memory of a run with tiles of `shard` fine samples, all its processes together."""
-    files = int(HEAP_SLACK * _file_bytes(plan))
+    files = int(HEAP_SLACK["floor"] * _file_bytes(plan))
     process = process_bytes(plan, card, shard)
     if plan.workers == 1:
         return max(process, PROCESS_BYTES["network" if card.network else "floor"] + files)
@@ -124,23 +124,30 @@ def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
 def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     """The same of one process that makes tiles."""
     pieces = [span.pieces() for span in cover(plan, card, shard).spans]
-    read = math.prod(max(p[0][1] - p[0][0] for p in axis) for axis in pieces)
-    estimate = math.prod(max(p[2][1] - p[2][0] for p in axis) for axis in pieces)
+    read, _, estimate = (_largest(pieces, box) for box in range(3))
+    parts = [
+        replace(span, shard=min(span.shard, side)).pieces()
+        for span, side in zip(solved(plan).spans, shard, strict=True)
+    ]
     channels, axes = len(plan.channels), max(1, sum(place.changed for place in plan.places))
-    network = 0
-    if card.network:  # its samples, normalised in float64, then its features and all residuals
-        features = int(card.bytes_per_sample * read + card.bytes_fixed)
-        network = 4 * channels * (read + estimate) + max(12 * channels * read, features)
+    projection = _largest(parts, 2) * BYTES_PER_ESTIMATE[axes] + _largest(parts, 1) * BYTES_PER_ROW
+    tile = projection
+    if card.network:  # its samples, normalised in float64, then its features; its residuals stay for the projection
+        features = max(12 * channels * read, int(card.bytes_per_sample * read + card.bytes_fixed))
+        tile = 4 * channels * estimate + max(4 * channels * read + features, projection)
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
-    buffers = channels * (inside * 5 * 2 + made * 4 * 3)  # read ahead; made, waiting and encoded shards
-    rows = math.prod(max(p[1][1] - p[1][0] for p in axis) for axis in pieces)
-    projection = estimate * BYTES_PER_ESTIMATE[axes] + rows * BYTES_PER_ROW
-    # features and float64 images follow each other, but do not fit well into each other's places
-    tile = buffers + (max(network + projection // 2, projection) if network else projection)
+    waiting = min(3, math.prod(len(axis) for axis in pieces))  # in work, queued, being read or written
+    tile += waiting * channels * (inside * 5 + made * 4)
     at_once = min(plan.threads, math.prod(len(axis) for axis in pieces))
-    used = _matrix_bytes(plan) + _spectra_bytes(plan, pieces) + at_once * tile
-    return PROCESS_BYTES["network" if card.network else "floor"] + int(HEAP_SLACK * used)
+    used = _matrix_bytes(plan) + _spectra_bytes(plan, parts) + at_once * tile
+    kind = "network" if card.network else "floor"
+    return PROCESS_BYTES[kind] + int(HEAP_SLACK[kind] * used)
+
+
+def _largest(pieces: Sequence[Sequence[tuple[tuple[int, int], ...]]], box: int) -> int:
+    """Samples of the largest read (0), rows (1) or estimate (2) box."""
+    return math.prod(max(p[box][1] - p[box][0] for p in axis) for axis in pieces)
 
 
 def _file_bytes(plan: Plan) -> int:
@@ -164,12 +171,15 @@ def _matrix_bytes(plan: Plan) -> int:
     return 12 * (3 * spline + (blurs + 3) * rows)
 
 
-def _spectra_bytes(plan: Plan, pieces: Sequence[Sequence[tuple[tuple[int, int], ...]]]) -> int:
-    """Eigenvectors of all tiles, at most those that are kept, and room to compute the largest."""
+def _spectra_bytes(plan: Plan, parts: Sequence[Sequence[tuple[tuple[int, int], ...]]]) -> int:
+    """Eigenvectors of all parts, at most those that are kept, and room to compute the largest."""
     blurs = {channel.spec for channel in plan.channels if channel.project}
-    sides = [[rows[1] - rows[0] for _, rows, *_ in axis] for axis in pieces]
-    changed = [axis for axis, place in zip(sides, plan.places, strict=True) if place.changed]
+    changed = [
+        {(rows[1] - rows[0], rows[0] * place.scale - fine[0], fine[1] - fine[0]) for _, rows, fine, _ in axis}
+        for axis, place in zip(parts, plan.places, strict=True)
+        if place.changed
+    ]
     if not blurs or not changed:
         return 0
-    every = len(blurs) * sum(8 * n * n for axis in changed for n in axis)
-    return min(SPECTRA_BYTES, every) + 4 * 8 * max(max(axis) for axis in changed) ** 2
+    every = len(blurs) * sum(8 * n * n for axis in changed for n, *_ in axis)
+    return min(SPECTRA_BYTES, every) + 4 * 8 * max(n for axis in changed for n, *_ in axis) ** 2

@@ -38,14 +38,16 @@ COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One finished or failed tile. checksum: CRC-32C of the shard; before, after: sum of squares, count, maximum."""
+    """One finished or failed tile. checksum: CRC-32C of the shard; before: what the projection met in each channel.
+
+    (Sum of squares, count and maximum of the residual.)
+    """
 
     tile: int
     run: str
     checksum: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     before: tuple[tuple[float, int, float], ...] = ()
-    after: tuple[tuple[float, int, float], ...] = ()
     error: str = ""
 
 
@@ -214,7 +216,6 @@ class Ledger:
                         **{
                             **data,
                             "before": tuple(tuple(r) for r in data["before"]),
-                            "after": tuple(tuple(r) for r in data["after"]),
                         }
                     )
                 except (ValueError, KeyError, TypeError, AttributeError):

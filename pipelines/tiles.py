@@ -9,10 +9,11 @@ write     fine:   one shard; the write boxes partition the fine grid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,11 @@ class Span:
 
     def piece(self, number: int) -> tuple[tuple[int, int], ...]:
         """The same of one shard; its read range as it is."""
-        place = self.place
-        write = (number * self.shard, min(place.fine, (number + 1) * self.shard))
-        rows, estimate = write, write
+        return self.around((number * self.shard, min(self.place.fine, (number + 1) * self.shard)))
+
+    def around(self, write: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """The same of any range of fine samples."""
+        place, rows, estimate = self.place, write, write
         if place.changed:
             margin = self.support + self.reach
             low, high = self._nearest(write)
@@ -93,6 +96,12 @@ def _pieces(span: Span) -> list[tuple[tuple[int, int], ...]]:
     return [((start, start + length), *rest) for (start, _), *rest in found]
 
 
+def _tile(index: int, parts: Sequence[tuple[tuple[int, int], ...]]) -> Tile:
+    """The tile with these (read, rows, estimate, write) ranges per axis."""
+    boxes = [Box(tuple(p[b][0] for p in parts), tuple(p[b][1] for p in parts)) for b in range(4)]
+    return Tile(index, *boxes)
+
+
 @dataclass(frozen=True, slots=True)
 class Cover:
     """All tiles of a fine grid, in C order of their shards."""
@@ -114,12 +123,18 @@ class Cover:
     def __getitem__(self, index: int) -> Tile:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        parts = [span.pieces()[k] for span, k in zip(self.spans, self.position(index), strict=True)]
-        boxes = [Box(tuple(p[b][0] for p in parts), tuple(p[b][1] for p in parts)) for b in range(4)]
-        return Tile(index, *boxes)
+        return _tile(index, [span.pieces()[k] for span, k in zip(self.spans, self.position(index), strict=True)])
 
     def __iter__(self) -> Iterator[Tile]:
         return (self[i] for i in range(len(self)))
+
+    def parts(self, tile: Tile) -> Iterator[Tile]:
+        """The tile of a coarser cover, cut into tiles of this one's size; its read boxes are those of this cover."""
+        ranges = [
+            [span.around((k, min(stop, k + span.shard))) for k in range(start, stop, span.shard)]
+            for span, start, stop in zip(self.spans, tile.write.start, tile.write.stop, strict=True)
+        ]
+        return (_tile(tile.index, parts) for parts in product(*ranges))
 
 
 def reflected(start: int, stop: int, length: int) -> NDArray[np.intp]:

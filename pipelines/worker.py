@@ -29,7 +29,7 @@ from pipelines.degradation import Degradation, Profile, along
 from pipelines.errors import StoreError, TruescaleError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition, Predictor, load
-from pipelines.planning import Calibration, Plan
+from pipelines.planning import Calibration, Plan, solved
 from pipelines.projection import Residual, Solver, Spectrum
 from pipelines.sizing import SPECTRA_BYTES, process_bytes
 from pipelines.store import Ledger, Record, Store
@@ -60,14 +60,14 @@ class Worker:
         self.plan = Plan.from_json(data)
         self.calibration = Calibration.from_json(calibration)
         self.card = self.plan.card
-        self.cover = self.plan.cover(self.card)
+        self.cover, self.solved = self.plan.cover(self.card), solved(self.plan)
         self.places = self.plan.places
         self.models = [self.plan.degradation(c) for c in range(len(self.plan.channels))]
         self._coarse, self._fine = self.store.array(self.store.coarse), self.store.array(self.store.fine)
         self._valid = self.store.array(self.store.coarse, "valid") if self.store.has_mask() else None
         self._device, self._threads = device, threads
         self.trim_bytes = int(TRIM_SHARE * process_bytes(self.plan, self.card, self.plan.shard))
-        self._axis = lru_cache(maxsize=64)(self._axis_uncached)
+        self._axis = lru_cache(maxsize=512)(self._axis_uncached)
         self._spectra = _Spectra()
 
     @cached_property
@@ -97,33 +97,29 @@ class Worker:
         residual = self._network(tile, window)
         seconds = {"read": window.seconds, "network": time.perf_counter() - started}
         started = time.perf_counter()
-        inside = tile.write.within(tile.estimate).slices
         result = np.empty((len(self.plan.channels), *tile.write.shape), self.plan.working)
-        before, after = [], []
-        for c, channel in enumerate(self.plan.channels):
-            kind = "nearest" if channel.treatment == "nearest" else self.card.interpolation
-            image = self._interpolate(tile, window, c, kind)
-            if residual is not None and c in residual:
-                image += residual[c] * self.calibration.channels[c].scale
-            if channel.project:
-                image, first, last = self._project(tile, window, c, image)
-                before.append(first)
-                after.append(last)
-            else:
-                before.append((0.0, 0, 0.0))
-                after.append((0.0, 0, 0.0))
-            result[c] = image[inside]
-        if not np.isfinite(result).all():
-            raise TruescaleError(what="the result is not finite", why="the samples or the weights are damaged")
+        before = []
+        for c in range(len(self.plan.channels)):
+            found = Residual()
+            for part in self.solved.parts(tile):
+                own = part.estimate.within(tile.estimate).slices
+                refined = residual[c][own] if residual is not None and c in residual else None
+                image, first = self._estimate(part, window, c, refined)
+                image = image[part.write.within(part.estimate).slices]
+                if not np.isfinite(image).all():
+                    raise TruescaleError(what="the result is not finite", why="the samples or the weights are damaged")
+                result[c][part.write.within(tile.write).slices] = image
+                found = found.merged(first)
+            before.append((found.sum_squares, found.count, found.maximum))
         seconds["projection"] = time.perf_counter() - started
-        return result, Record(tile.index, self.plan.run_hash, 0, seconds, tuple(before), tuple(after))
+        return result, Record(tile.index, self.plan.run_hash, 0, seconds, tuple(before))
 
     def write(self, tile: Tile, values: NDArray[np.floating], record: Record, ledger: Ledger, writer: str) -> Record:
         """Write the shard, then its record: in that order."""
         started = time.perf_counter()
         checksum = self.store.write_shard(self._fine, values, self.cover.position(tile.index))
         seconds = {**record.seconds, "write": time.perf_counter() - started}
-        done = Record(record.tile, record.run, checksum, seconds, record.before, record.after)
+        done = Record(record.tile, record.run, checksum, seconds, record.before)
         ledger.append(writer, done)
         return done
 
@@ -161,53 +157,59 @@ class Worker:
         profile = Profile.parse(self.plan.channels[channel].spec[axis])
         return profile.fwhm_coarse(grid.spacing[axis], millimetres=grid.frame.unit == "mm")
 
-    def _interpolate(self, tile: Tile, window: Window, channel: int, kind: str) -> NDArray[np.float64]:
+    def _estimate(
+        self, part: Tile, window: Window, channel: int, refined: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float64], Residual]:
+        """The finished samples of a part on its `estimate`, in input units; their residual before the projection.
+
+        refined: what a network adds to the interpolation, over the channel's scale.
+        """
+        planned = self.plan.channels[channel]
+        image = self._interpolate(
+            part, window, channel, "nearest" if planned.treatment == "nearest" else self.card.interpolation
+        )
+        if refined is not None:
+            image += np.multiply(refined, self.calibration.channels[channel].scale, dtype=np.float64)
+        if not planned.project or 0 in part.rows.shape:  # far outside the input nothing was measured
+            return image, Residual()
+        return self._project(part, window, channel, image)
+
+    def _interpolate(self, part: Tile, window: Window, channel: int, kind: str) -> NDArray[np.float64]:
         """The base estimate on `estimate`, in input units."""
-        image = np.asarray(window.samples[channel], np.float64)
-        for a, place in enumerate(self.places):
-            start, stop = tile.estimate.start[a], tile.estimate.stop[a]
+        seen = _nearest_box(part.read, window.box)
+        image = np.array(window.samples[channel][seen.within(window.box).slices], np.float64)
+        for a, place in reversed(list(enumerate(self.places))):  # so the last result lies in order
+            start, stop = part.estimate.start[a], part.estimate.stop[a]
             if place.changed:
-                part = interpolation.matrix(place, kind)[start:stop, window.box.start[a] : window.box.stop[a]]
-                image = along(part.tocsr(), image, a)
+                rows = interpolation.matrix(place, kind)[start:stop, seen.start[a] : seen.stop[a]]
+                image = along(rows.tocsr(), image, a)
             else:
                 cut = [slice(None)] * image.ndim
-                cut[a] = slice(start - window.box.start[a], stop - window.box.start[a])
+                cut[a] = slice(start - seen.start[a], stop - seen.start[a])
                 image = image[tuple(cut)]
-        return np.array(image)
+        return image
 
     def _project(
-        self, tile: Tile, window: Window, channel: int, image: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], tuple[float, int, float], tuple[float, int, float]]:
-        """The projected estimate, and the residual over the tile's own rows before and after."""
+        self, part: Tile, window: Window, channel: int, image: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], Residual]:
+        """The projected estimate, and the residual of the part's own rows before."""
         model = self.models[channel]
-        if 0 in tile.rows.shape:  # far outside the input: nothing was measured there
-            return image, (0.0, 0, 0.0), (0.0, 0, 0.0)
         matrices: list[sparse.csr_array | None] = [None] * len(self.places)
         spectra = []
+        # channels of one blur share their matrices
+        twin = next(c for c, other in enumerate(self.plan.channels) if other.spec == self.plan.channels[channel].spec)
         for a in model.changed:
-            rows, fine = (tile.rows.start[a], tile.rows.stop[a]), (tile.estimate.start[a], tile.estimate.stop[a])
-            # channels of one blur share their matrices
-            twin = next(
-                c for c, other in enumerate(self.plan.channels) if other.spec == self.plan.channels[channel].spec
-            )
+            rows, fine = (part.rows.start[a], part.rows.stop[a]), (part.estimate.start[a], part.estimate.stop[a])
             matrices[a], spectrum = self._axis(twin, a, rows, fine)
             spectra.append(spectrum)
-        local = Degradation(tile.rows.shape, tile.estimate.shape, tuple(matrices))
-        own = tile.rows.within(window.box).slices
-        observed = window.samples[channel][own].astype(np.float64)
-        counted = np.zeros(observed.shape, bool)
-        counted[_own_rows(tile, self.places).within(tile.rows).slices] = True
+        local = Degradation(part.rows.shape, part.estimate.shape, tuple(matrices))
+        own = part.rows.within(window.box).slices
+        residual = window.samples[channel][own].astype(np.float64) - local.forward(image)
+        counted = np.zeros(residual.shape, bool)
+        counted[_own_rows(part, self.places).within(part.rows).slices] = True
         counted &= window.valid[channel][own]
-        solver = Solver(local, self.calibration.channels[channel].weight, spectra)
-        residual = observed - local.forward(image)
-        before = Residual.of(residual[counted])
-        image = image + solver.correction(residual)
-        after = Residual.of((observed - local.forward(image))[counted])
-        return (
-            image,
-            (before.sum_squares, before.count, before.maximum),
-            (after.sum_squares, after.count, after.maximum),
-        )
+        image += Solver(local, self.calibration.channels[channel].weight, spectra).correction(residual)
+        return image, Residual.of(residual[counted])
 
     def _axis_uncached(
         self, channel: int, axis: int, rows: tuple[int, int], fine: tuple[int, int]
@@ -275,6 +277,13 @@ class _Spectra:
             while self._bytes > SPECTRA_BYTES and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].vectors.nbytes
         return found
+
+
+def _nearest_box(box: Box, inside: Box) -> Box:
+    """The part of a box that lies inside another; if there is none, the samples nearest to it."""
+    start = tuple(min(max(a, low), high - 1) for a, low, high in zip(box.start, inside.start, inside.stop, strict=True))
+    stop = tuple(max(min(b, high), a + 1) for a, b, high in zip(start, box.stop, inside.stop, strict=True))
+    return Box(start, stop)
 
 
 def _own_rows(tile: Tile, places: Sequence[Placement]) -> Box:

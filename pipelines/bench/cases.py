@@ -303,7 +303,7 @@ def ledger_lines(folder: str, count: int) -> Work:
     store = Store(Path(folder) / "ledger-bench")
     store.folder.mkdir()
     ledger = Ledger(store, "run")
-    record = Record(1, "run", 123456789, {"read": 0.1, "network": 1.0}, ((1.0, 2, 3.0),) * 4, ((1.0, 2, 3.0),) * 4)
+    record = Record(1, "run", 123456789, {"read": 0.1, "network": 1.0}, ((1.0, 2, 3.0),) * 4)
 
     def work() -> dict[str, Any]:
         for _ in range(count):

@@ -38,23 +38,23 @@ def test_zarr_reads_every_shard_back(channels: int, rows: int, columns: int, dty
 def test_zarr_refuses_a_shard_with_a_damaged_chunk_or_index(tmp_path: Path) -> None:
     image = np.random.default_rng(0).normal(size=(1, 32, 32)).astype(np.float32)
     array = create_array(tmp_path, "a", image.shape, "float32", (1, 16, 16), (1, 32, 32))
-    content = shards.encode(image, array.chunks, array.shards)
+    content = b"".join(shards.encode(image, array.chunks, array.shards))
     path = tmp_path / "a" / "c" / "0" / "0" / "0"
     for place in (40, len(content) - 6):
-        shards.write(path, content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        shards.write(path, [content[:place], bytes([content[place] ^ 1]), content[place + 1 :]])
         with pytest.raises(ValueError, match=r"checksum|crc32c|do not match"):
             array[:]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "0"
-    shards.write(path, b"old")
+    shards.write(path, [b"old"])
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        shards.write(path, b"new")
+        shards.write(path, [b"new"])
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["0"]
