@@ -235,15 +235,16 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
 @click.option("--pixels", is_flag=True, help="Read the samples too: valid fraction, range, noise.")
 @click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1.")
 @click.option("--nodata", metavar="VALUE", type=float)
+@kind_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def inspect(source: Path, pixels: bool, bands: str | None, nodata: float | None, as_json: bool) -> None:
+def inspect(source: Path, bands: str | None, as_json: bool, **options: Any) -> None:
     """Say what INPUT is: grid, spacing, thickness and where it came from, channels, problems.
 
     truescale inspect series/ --pixels
     """
     from pipelines import inspection
 
-    found = inspection.inspect(source, pixels=pixels, bands=bands_of(bands), nodata=nodata)
+    found = inspection.inspect(source, bands=bands_of(bands), **options)
     to_stdout(json.dumps(found) if as_json else describe_header(found))
 
 
@@ -252,12 +253,11 @@ def inspect(source: Path, pixels: bool, bands: str | None, nodata: float | None,
 @click.argument("output", metavar="OUTPUT.zarr", type=click.Path(path_type=Path))
 @click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1.")
 @click.option("--nodata", metavar="VALUE", type=float)
+@kind_option
 @click.option("--overwrite", is_flag=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 @click.option("--quiet", is_flag=True)
-def ingest(
-    source: Path, output: Path, bands: str | None, nodata: float | None, overwrite: bool, as_json: bool, quiet: bool
-) -> None:
+def ingest(source: Path, output: Path, bands: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Copy samples, valid mask and grid of INPUT into chunked zarr; nothing else of the file.
 
     truescale ingest t2_axial.nii.gz t2_axial.zarr
@@ -265,9 +265,7 @@ def ingest(
     from pipelines import inspection, runner
 
     with Screen(quiet=quiet) as screen:
-        path = runner.ingest(
-            source, output, overwrite=overwrite, progress=screen.progress, bands=bands_of(bands), nodata=nodata
-        )
+        path = runner.ingest(source, output, progress=screen.progress, bands=bands_of(bands), **options)
         screen.say(f"done     {path}")
     if as_json:
         to_stdout(json.dumps(inspection.inspect(path)))

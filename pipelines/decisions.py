@@ -6,7 +6,7 @@ Later steps decide nothing; what must wait for pixels is calibration, by the rul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 
 from pipelines import card as cards
@@ -15,7 +15,7 @@ from pipelines.card import ModelCard, finest
 from pipelines.degradation import profile_between
 from pipelines.errors import GeometryError, InputError, ModelError, UsageError
 from pipelines.grid import Factor, Grid, Orientation, Placement, decimal_fraction, placements
-from pipelines.image import MIN_SLICES, Channel, Header, Told
+from pipelines.image import MIN_SLICES, Header, Told
 from pipelines.planning import ChannelPlan, Plan
 from pipelines.request import Request, parse_axes, parse_bytes, parse_noise
 
@@ -42,46 +42,11 @@ def resolve(
     warnings = list(header.problems)
     fine, orientation = _fine_grid(header, request, reference, warnings)
     places = placements(header.grid, fine)
-    if not any(place.changed for place in places):
-        raise UsageError(
-            what="the grid asked for is the input's own",
-            why="there is nothing to super-resolve",
-            fix="give --scale, or a --spacing finer than the input's",
-        )
+    _refuse_unchanged(places)
     card = _card(header, places, request, warnings)
-    replicated = card.name == "nearest"
-    if replicated:  # copies samples, however thick the slices
-        warnings = [w for w in warnings if "slice thickness" not in w]
-    shifted = [axis for axis, place in zip(header.grid.axes, places, strict=True) if place.between]
-    if shifted and card.project and request.consistency and not replicated:
-        text = "interpolated, and not made to explain the input"
-        warnings.append(f"only shifted, by a part of a sample, on {', '.join(shifted)}: {text}")
-    axis = header.slice_axis
-    if axis is not None and places[axis].changed and header.grid.shape[axis] < MIN_SLICES and not replicated:
-        count = header.grid.shape[axis]
-        raise InputError(
-            what=f"the volume has {count} slice{'s' if count > 1 else ''}",
-            why=f"fewer than {MIN_SLICES} hold next to nothing about what lies between them",
-            fix="give the whole stack, or refine in-plane only (like --scale z=1,y=2,x=2)",
-        )
-    told = request.told
-    _refuse_blur(header, told)
-    for place in places:
-        if (
-            not -place.scale < place.first + (place.coarse - 1) * place.scale
-            or not place.first < place.fine - 1 + place.scale
-        ):
-            raise UsageError(
-                what="the reference and the input do not overlap", fix="give a reference of the same place"
-            )
-    channels = tuple(
-        _channel_plan(header, number, channel, card, request, places, told)
-        for number, channel in enumerate(header.channels)
-    )
-    if axis is not None and places[axis].changed and told == Told() and not replicated:
-        thickness = header.facts.get("thickness_mm")
-        if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):
-            warnings.append("the slice thickness is assumed to equal the slice spacing; tell it with --slice-thickness")
+    _refuse_few_slices(header, places, card)
+    _refuse_blur(header, request.told)
+    _refuse_apart(places)
     plan = Plan(
         identity=identity,
         coarse=header.grid,
@@ -90,7 +55,7 @@ def resolve(
         domain=header.domain,
         modality=header.modality,
         dtype=header.dtype,
-        channels=channels,
+        channels=tuple(_channel_plan(header, c, card, request, places) for c in range(len(header.channels))),
         model=card.id if card.network else card.name,
         card_path=request.model if request.model and request.model.endswith(".json") else "",
         weights_sha256=card.sha256 or None,
@@ -99,21 +64,96 @@ def resolve(
         shard=(),
         predicted_bytes=0,
         memory_bytes=parse_bytes(request.memory),
-        workers=request.workers or 1,
-        threads=1 if card.network else max(1, cores // (request.workers or 1)),  # torch has threads of its own
+        workers=_workers(request),
+        threads=1 if card.network else max(1, cores // _workers(request)),  # torch has threads of its own
         device=request.device,
         precision=request.precision if card.network else "fp32",
         facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
         axes_named=header.anatomical_axes or tuple(header.grid.axes),
         slice_axis=header.slice_axis,
         may_have_invalid=header.may_have_invalid,
-        warnings=tuple(warnings),
+        warnings=_warnings(header, places, card, request, warnings),
         version=version,
         kind=request.kind,
     )
+    if reference is not None:
+        plan = replace(plan, warnings=(*plan.warnings, *_cut_ends(plan)))
+    return sizing.fitted(plan, card)
+
+
+def _refuse_unchanged(places: Sequence[Placement]) -> None:
+    if not any(place.changed for place in places):
+        raise UsageError(
+            what="the grid asked for is the input's own",
+            why="there is nothing to super-resolve",
+            fix="give --scale, or a --spacing finer than the input's",
+        )
+
+
+def _refuse_few_slices(header: Header, places: Sequence[Placement], card: ModelCard) -> None:
+    """Raise InputError if slices would be made from fewer than can say what lies between them."""
+    axis = header.slice_axis
+    if axis is not None and places[axis].changed and header.grid.shape[axis] < MIN_SLICES and card.name != "nearest":
+        raise _few_slices(header.grid, axis)
+
+
+def _few_slices(grid: Grid, axis: int) -> InputError:
+    count, in_plane = grid.shape[axis], ",".join(f"{a}={1 if n == axis else 2}" for n, a in enumerate(grid.axes))
+    return InputError(
+        what=f"the volume has {count} slice{'s' if count > 1 else ''}",
+        why=f"fewer than {MIN_SLICES} hold next to nothing about what lies between them",
+        fix=f"give the whole stack, or refine in-plane only (like --scale {in_plane})",
+    )
+
+
+def _refuse_apart(places: Sequence[Placement]) -> None:
+    for place in places:
+        if (
+            not -place.scale < place.first + (place.coarse - 1) * place.scale
+            or not place.first < place.fine - 1 + place.scale
+        ):
+            raise UsageError(
+                what="the reference and the input do not overlap", fix="give a reference of the same place"
+            )
+
+
+def _workers(request: Request) -> int:
+    """How many processes; 1 unless told."""
     if request.workers is not None and request.workers < 1:
         raise UsageError(what=f"{request.workers} workers cannot work", fix="give --workers 1 or more")
-    return sizing.fitted(plan, card)
+    return request.workers or 1
+
+
+def _warnings(
+    header: Header, places: Sequence[Placement], card: ModelCard, request: Request, noted: Sequence[str]
+) -> tuple[str, ...]:
+    """What was noted so far and still matters to this model, and what the model cannot do with this input."""
+    if card.name == "nearest":  # copies samples, however thick the slices
+        return tuple(w for w in noted if "slice thickness" not in w)
+    warnings = list(noted)
+    shifted = [axis for axis, place in zip(header.grid.axes, places, strict=True) if place.between]
+    if shifted and card.project and request.consistency:
+        text = "interpolated, and not made to explain the input"
+        warnings.append(f"only shifted, by a part of a sample, on {', '.join(shifted)}: {text}")
+    axis = header.slice_axis
+    if axis is not None and places[axis].changed and request.told == Told():
+        thickness = header.facts.get("thickness_mm")
+        if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):
+            warnings.append("the slice thickness is assumed to equal the slice spacing; tell it with --slice-thickness")
+    return tuple(warnings)
+
+
+def _cut_ends(plan: Plan) -> tuple[str, ...]:
+    """What lies partly within a reference, and so far beyond it that it is no constraint: one warning, or none."""
+    models = [plan.degradation(c) for c, channel in enumerate(plan.channels) if channel.treatment != "nearest"]
+    cut = []
+    for axis, place in enumerate(plan.places):
+        count = max((int((place.inside() & ~model.sees(axis)).sum()) for model in models), default=0)
+        if count:
+            slices = f"{count} slice{'s' if count > 1 else ''}"
+            cut.append(slices if axis == plan.slice_axis else f"{count} along {plan.coarse.axes[axis]}")
+    text = "not compared with the product, for they reach beyond the reference where it cuts the input"
+    return (f"{text}: {', '.join(cut)}",) if cut else ()
 
 
 def _fine_grid(
@@ -185,6 +225,8 @@ def _default_factor(header: Header, warnings: list[str]) -> Factor:
             scale = Fraction(ISOTROPIC_LIMIT)
         scales.append(scale if scale >= Fraction(101, 100) else Fraction(1))
     if all(s == 1 for s in scales):
+        if 1 in grid.shape:
+            raise _few_slices(grid, grid.shape.index(1))
         raise UsageError(
             what="the volume is isotropic already", why="there is no finer spacing to take over", fix="give --scale"
         )
@@ -315,19 +357,13 @@ def _unknown_blur(card: ModelCard, header: Header, places: Sequence[Placement], 
 
 
 def _channel_plan(
-    header: Header,
-    number: int,
-    channel: Channel,
-    card: ModelCard,
-    request: Request,
-    places: Sequence[Placement],
-    told: Told,
+    header: Header, number: int, card: ModelCard, request: Request, places: Sequence[Placement]
 ) -> ChannelPlan:
+    channel = header.channels[number]
     image = channel.kind == "image"
-    profiles = header.profiles(number, told)
     spec = tuple(
         str(profile_between(place, blur)) if place.changed else "same"
-        for blur, place in zip(profiles, places, strict=True)
+        for blur, place in zip(header.profiles(number, request.told), places, strict=True)
     )
     replicated = not image or card.name == "nearest"
     treatment = "nearest" if replicated else "network" if card.network else "interpolate"

@@ -260,6 +260,11 @@ class Degradation:
         """Axes with a matrix."""
         return tuple(a for a, m in enumerate(self.matrices) if m is not None)
 
+    def sees(self, axis: int) -> NDArray[np.bool_]:
+        """Which coarse samples (coarse,) see fine ones along an axis: all but those that reach beyond a reference."""
+        matrix = self.matrices[axis]
+        return np.ones(self.coarse_shape[axis], bool) if matrix is None else np.diff(matrix.indptr) > 0
+
     def forward(self, fine: NDArray[np.floating]) -> NDArray[np.float64]:
         """A x: (..., *fine_shape) -> (..., *coarse_shape)."""
         return self._apply(fine, self.fine_shape, transpose=False)

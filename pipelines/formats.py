@@ -51,6 +51,15 @@ MAGIC: tuple[tuple[int, tuple[bytes, ...], str], ...] = (
 )
 """(offset, signatures, kind): looked at only when the name says nothing."""
 
+HEAD_BYTES = 512
+"""Enough for all of them."""
+
+SAFE = (".safe", ".safe.zip")
+"""Endings of a product of the Copernicus archives, in small letters."""
+
+STAC_BYTES = 1 << 20
+"""Of a JSON file, in which a STAC item says that it is one: items measure some tens of kB."""
+
 
 def _load(name: str) -> Any:
     module, attribute = name.split(":")
@@ -67,15 +76,12 @@ def kind_of(path: Path) -> str:
     if not path.exists():
         raise InputError(what=f"there is no file or folder '{path.name}'", fix="check the path")
     name = path.name.lower()
-    if name.endswith((".safe", ".safe.zip")):
+    if name.endswith(SAFE):
         raise InputError(what="SAFE products are not read yet", fix="give the band as a GeoTIFF")
     if path.is_dir():
         if (path / "zarr.json").exists():
             return "zarr"
-        if any(path.glob("*.[tT][iI][fF]*")):
-            raise InputError(
-                what=f"'{path.name}' is a folder of rasters", why="a raster is one file", fix="name one of its GeoTIFFs"
-            )
+        _refuse_scenes(path)
         return "dicom"
     if path.stat().st_size == 0:
         raise InputError(what=f"'{path.name}' is empty", fix="fetch it again")
@@ -84,17 +90,54 @@ def kind_of(path: Path) -> str:
     if name.endswith((".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg")):
         return "raster"  # which says itself what it does not read
     with path.open("rb") as file:
-        head = file.read(512)
-    if b"<VRTDataset" in head:
-        return "raster"
-    for offset, signatures, kind in MAGIC:
-        if any(head[offset : offset + len(s)] == s for s in signatures):
-            return kind
+        found = _kind_of_content(file.read(HEAD_BYTES))
+    if found:
+        return found
     raise InputError(
         what=f"'{path.name}' is of an unknown kind",
         why="truescale reads NIfTI (.nii, .nii.gz), folders of DICOM slices, GeoTIFF and its own .zarr",
         fix="convert it to one of these",
     )
+
+
+def _kind_of_content(head: bytes) -> str:
+    """What the first bytes of a file say it is, '' if nothing."""
+    if b"<VRTDataset" in head:
+        return "raster"
+    matches = (kind for at, signatures, kind in MAGIC if any(head[at : at + len(s)] == s for s in signatures))
+    return next(matches, "")
+
+
+def _refuse_scenes(folder: Path) -> None:
+    """Raise InputError for a folder of satellite scenes: only a folder of DICOM slices is one image."""
+    if any(folder.glob("*.[tT][iI][fF]*")):
+        raise InputError(
+            what=f"'{folder.name}' is a folder of rasters", why="a raster is one file", fix="name one of its GeoTIFFs"
+        )
+    safe = any(p.name.lower().endswith(SAFE) for p in folder.glob("*"))
+    item = any(b'"stac_version"' in _start(p, STAC_BYTES) for p in folder.glob("*.[jJ][sS][oO][nN]"))
+    if not (safe or item) or any(_kind_of_content(_start(p, HEAD_BYTES)) == "dicom" for p in folder.rglob("*")):
+        return
+    if safe:
+        raise InputError(
+            what=f"'{folder.name}' holds SAFE products, which are not read yet", fix="give the band as a GeoTIFF"
+        )
+    raise InputError(
+        what=f"'{folder.name}' holds a STAC item and none of its rasters",
+        why="an item says where they are, and the network is never used",
+        fix="download a band and name its GeoTIFF",
+    )
+
+
+def _start(path: Path, count: int) -> bytes:
+    """The first bytes of what lies in a folder; none of what is no file or must not be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
 
 
 def open_source(path: str | Path, **options: Any) -> Source:

@@ -366,6 +366,11 @@ class Placement:
         """Exact coarse coordinates of the fine samples start <= i < stop."""
         return [(i - self.first) / self.scale for i in range(start, self.fine if stop is None else stop)]
 
+    def inside(self) -> NDArray[np.bool_]:
+        """Which coarse samples (coarse,), each from face to face, lie at least partly on the fine ones."""
+        centres, half = self.centres(), float(self.scale) / 2 - SAME_PLACE
+        return np.asarray((centres + half > -0.5) & (centres - half < self.fine - 0.5), bool)
+
     @property
     def changed(self) -> bool:
         """False if both lattices are one."""

@@ -41,14 +41,19 @@ UNNAMED = re.compile(r"band \d+")
 
 
 def inspect(
-    path: str | Path, *, pixels: bool = False, bands: Sequence[int] | None = None, nodata: float | None = None
+    path: str | Path,
+    *,
+    pixels: bool = False,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    kind: ToldKind | None = None,
 ) -> dict[str, Any]:
     """Everything the header says, as plain values.
 
     pixels: also the valid fraction, range and noise per channel, and what the samples say against the header.
     """
-    with formats.open_source(path, bands=tuple(bands) if bands else None, nodata=nodata) as source:
-        header = source.header
+    with formats.open_source(path, bands=tuple(bands) if bands else None, nodata=nodata, kind=kind) as source:
+        header = source.header.of_kind(kind)
         found: dict[str, Any] = {
             "kind": _kind(header),
             "domain": header.domain,
@@ -74,7 +79,7 @@ def inspect(
             "problems": list(header.problems),
         }
         if pixels:
-            found["pixels"], further = _pixels(source)
+            found["pixels"], further = _pixels(source, kind)
             found["problems"] += further
     return found
 
@@ -98,13 +103,13 @@ def _ingested(source: Source) -> Iterator[tuple[ZarrImage, Statistics]]:
             yield image, found
 
 
-def _pixels(source: Source) -> tuple[list[dict[str, Any]], list[str]]:
+def _pixels(source: Source, kind: ToldKind | None) -> tuple[list[dict[str, Any]], list[str]]:
     """Numbers per channel, and what they say against the header."""
     total = int(np.prod(source.header.grid.shape))
     with _ingested(source) as (image, found):
         upright = _upright(image)
         noise = [_noise(upright, c) for c in range(len(source.header.channels))]
-        labels = [line for c in range(len(source.header.channels)) for line in _labels(upright, c)]
+        labels = [] if kind else [line for c in range(len(source.header.channels)) for line in _labels(upright, c)]
     numbers = [
         {
             "channel": channel.name,
@@ -195,14 +200,7 @@ def check(
             orientation=to_input.inverse,
             on_rows=lambda done, total: progress("verify", done, total),
         )
-        upright = _upright(observed)
-        channels, parts = [], []
-        for c, (model, rounding) in enumerate(zip(models, _rounding(made.header, found), strict=True)):
-            if model is not None:
-                sigma = _noise(upright, c) if noise == "auto" else (float(noise), "told")
-                channel, own_parts = _compared(header.channels[c].name, result, c, sigma, rounding)
-                channels.append({**channel, "degradation": " x ".join(model.spec)})
-                parts += own_parts
+        channels, parts = _judged(observed, models, result, _rounding(made.header, found), noise)
     verdicts = [c["explained"] for c in channels]
     return {
         "product": str(product),
@@ -331,6 +329,25 @@ def _rounding(made: Header, found: Statistics) -> list[float]:
         return [ROUNDING] * len(made.channels)
     extremes = zip(found.minimum, found.maximum, strict=True)
     return [FLOAT_ROUNDING * max(abs(low or 0.0), abs(high or 0.0)) for low, high in extremes]
+
+
+def _judged(
+    observed: Source,
+    models: Sequence[Degradation | None],
+    result: Verification,
+    rounding: Sequence[float],
+    noise: str | float,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All channels that are compared, and all their parts. noise: told, or 'auto'."""
+    upright = _upright(observed)
+    channels, parts = [], []
+    for c, model in enumerate(models):
+        if model is not None:
+            sigma = _noise(upright, c) if noise == "auto" else (float(noise), "told")
+            channel, own_parts = _compared(observed.header.channels[c].name, result, c, sigma, rounding[c])
+            channels.append({**channel, "degradation": " x ".join(model.spec)})
+            parts += own_parts
+    return channels, parts
 
 
 def _compared(

@@ -21,7 +21,6 @@ from pipelines.screen import (
 if TYPE_CHECKING:
     from pipelines.job import Job
     from pipelines.planning import Plan
-    from pipelines.request import Request
 
 # before NumPy is imported: one BLAS thread a worker, whatever the machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -46,73 +45,71 @@ def cluster_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--cluster", metavar="ADDRESS|YAML", help=text)(command)
 
 
+REQUEST_OPTIONS = (
+    click.argument("source", metavar="INPUT", type=click.Path(path_type=Path)),
+    click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path)),
+    click.option("--scale", metavar="2|4x1x1", help="Factor, one or per axis (slowest axis first: z, y, x)."),
+    click.option("--spacing", metavar="1.0|1x0.9x0.9", help="Spacing asked; one number touches coarser axes only."),
+    click.option(
+        "--like",
+        metavar="REFERENCE",
+        type=click.Path(path_type=Path),
+        help="Take grid and field of view from a file.",
+    ),
+    click.option(
+        "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
+    ),
+    kind_option,
+    click.option("--slice-thickness", metavar="MM", type=float, help="Wins over the file's header."),
+    click.option(
+        "--degradation",
+        metavar="NAME",
+        help="What made the input: slice:T cosine:T box:T mtf:M gaussian:F block wald.",
+    ),
+    click.option(
+        "--noise",
+        metavar="auto|0|SIGMA",
+        default="auto",
+        show_default=True,
+        help="Standard deviation in input units; 0: clean.",
+    ),
+    click.option(
+        "--no-consistency", is_flag=True, help="Leave out the projection: the product may contradict the input."
+    ),
+    click.option("--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."),
+    click.option(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="Processes, with dask above 1. Default: 1, which uses all cores.",
+    ),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        default="fp32",
+        show_default=True,
+        help="Of a network's body: bf16 is quicker where the processor has it.",
+    ),
+    click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
+    click.option(
+        "--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file (nan: none)."
+    ),
+    click.option(
+        "--work",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Work folder, kept. Default: OUTPUT.work, removed at the end.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout."),
+    click.option("--quiet", is_flag=True, help="No progress, no summary."),
+)
+"""The arguments that `upscale` and `plan` share, in the order of their help."""
+
+
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments that `upscale` and `plan` share."""
-    for option in reversed(
-        (
-            click.argument("source", metavar="INPUT", type=click.Path(path_type=Path)),
-            click.argument("output", metavar="OUTPUT", type=click.Path(path_type=Path)),
-            click.option("--scale", metavar="2|4x1x1", help="Factor, one or per axis (slowest axis first: z, y, x)."),
-            click.option(
-                "--spacing", metavar="1.0|1x0.9x0.9", help="Spacing asked; one number touches coarser axes only."
-            ),
-            click.option(
-                "--like",
-                metavar="REFERENCE",
-                type=click.Path(path_type=Path),
-                help="Take grid and field of view from a file.",
-            ),
-            click.option(
-                "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
-            ),
-            kind_option,
-            click.option("--slice-thickness", metavar="MM", type=float, help="Wins over the file's header."),
-            click.option(
-                "--degradation",
-                metavar="NAME",
-                help="What made the input: slice:T cosine:T box:T mtf:M gaussian:F block wald.",
-            ),
-            click.option(
-                "--noise",
-                metavar="auto|0|SIGMA",
-                default="auto",
-                show_default=True,
-                help="Standard deviation in input units; 0: clean.",
-            ),
-            click.option(
-                "--no-consistency", is_flag=True, help="Leave out the projection: the product may contradict the input."
-            ),
-            click.option(
-                "--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."
-            ),
-            click.option(
-                "--workers",
-                metavar="N",
-                type=int,
-                help="Processes, with dask above 1. Default: 1, which uses all cores.",
-            ),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-            click.option(
-                "--precision",
-                type=click.Choice(["fp32", "bf16"]),
-                default="fp32",
-                show_default=True,
-                help="Of a network's body: bf16 is quicker where the processor has it.",
-            ),
-            click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
-            click.option(
-                "--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file (nan: none)."
-            ),
-            click.option(
-                "--work",
-                metavar="DIR",
-                type=click.Path(path_type=Path),
-                help="Work folder, kept. Default: OUTPUT.work, removed at the end.",
-            ),
-            click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout."),
-            click.option("--quiet", is_flag=True, help="No progress, no summary."),
-        )
-    ):
+    """A command with `REQUEST_OPTIONS`."""
+    for option in reversed(REQUEST_OPTIONS):
         command = option(command)
     return command
 
@@ -133,13 +130,6 @@ def existing_folder(data: Path | None) -> Path:
     if not data.is_dir():
         raise click.UsageError(f"there is no data folder '{data}': give --data FOLDER or set TRUESCALE_DATA")
     return data
-
-
-def request_of(options: dict[str, Any]) -> Request:
-    """What was asked."""
-    from pipelines.request import Request
-
-    return Request(**fields_of(options))
 
 
 def fields_of(options: dict[str, Any]) -> dict[str, Any]:

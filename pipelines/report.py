@@ -22,8 +22,8 @@ from pipelines.verification import Verification
 class ChannelResult:
     """Consistency of one channel. rmse in input units; over_noise: null where the noise is 0.
 
-    rmse counts the samples that see only valid ones; rmse_beside_holes the others, compared with what they see;
-    lag1_correlation: of the residual and its neighbour along the fastest axis.
+    rmse counts the samples that see only valid ones (samples: how many), rmse_beside_holes the others, compared with
+    what they see; lag1_correlation: of the residual and its neighbour along the fastest axis.
     """
 
     name: str
@@ -33,6 +33,7 @@ class ChannelResult:
     weight: float
     rmse_before: float | None
     rmse: float | None
+    samples: int
     over_noise: float | None
     rmse_beside_holes: float | None
     lag1_correlation: float | None
@@ -191,6 +192,7 @@ def _channel(
         weight=own.weight,
         rmse_before=before.rms if before.count else None,
         rmse=total.rms if total.count else None,
+        samples=total.count,
         over_noise=total.rms / own.noise_sigma if total.count and own.noise_sigma else None,
         rmse_beside_holes=beside.rms if beside.count else None,
         lag1_correlation=checked.inner.correlation(c),

@@ -87,24 +87,13 @@ def upscale(
     source: a path or an open Source; the rest as the options of the command line. Raises TruescaleError; on any error
     nothing half-written is left at `output`.
     """
-    request = Request(
-        scale=scale,
-        spacing=spacing,
-        model=model,
-        kind=kind,
-        slice_thickness=slice_thickness,
-        degradation=degradation,
-        noise=noise,
-        consistency=consistency,
-        memory=memory,
-        workers=workers,
-        device=device,
-        precision=precision,
-    )
+    asked = Request(scale=scale, spacing=spacing, model=model, kind=kind, noise=noise, consistency=consistency)
+    asked = replace(asked, slice_thickness=slice_thickness, degradation=degradation)
+    asked = replace(asked, memory=memory, workers=workers, device=device, precision=precision)
     job = Job(
         str(source) if isinstance(source, (str, Path)) else "",
         str(output),
-        request,
+        asked,
         like=str(like) if like else None,
         bands=_chosen(bands),
         nodata=nodata,
@@ -342,20 +331,21 @@ def ingest(
     progress: Progress = quiet,
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
+    kind: ToldKind | None = None,
 ) -> Path:
     """The adapter alone: samples, valid mask and grid into chunked zarr, streamed; nothing of the file's header."""
     path = Path(output)
     if path.suffix != ".zarr":
         raise UsageError(what=f"the output '{path.name}' does not end with .zarr", fix="name it like scan.zarr")
     check_output(Paths(path, overwrite=overwrite), source)
-    opened = (
-        formats.open_source(source, bands=_chosen(bands), nodata=nodata) if isinstance(source, (str, Path)) else source
-    )
+    told = {"nodata": nodata, "kind": kind}
+    opened = formats.open_source(source, bands=_chosen(bands), **told) if isinstance(source, (str, Path)) else source
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with opened:
-            write_image(opened, replace(opened.header, problems=()), temporary, lambda d, t: progress("read", d, t))
+            header = replace(opened.header.of_kind(kind), problems=())
+            write_image(opened, header, temporary, lambda d, t: progress("read", d, t))
         remove(path)
         temporary.rename(path)
     except OSError as error:

@@ -347,8 +347,8 @@ def describe_check(found: dict[str, Any]) -> str:
         beside = c["beside_holes"]
         if c["samples"]:
             lines.append(
-                f"{c['channel']}: rmse {c['rmse']:.4g}, {_ratio(c['over_noise'])} of the noise "
-                f"({c['noise_sigma']:.4g}), largest {c['maximum']:.4g}, degradation {c['degradation']}"
+                f"{c['channel']}: rmse {c['rmse']:.4g} of {c['samples']} samples compared, {_ratio(c['over_noise'])} "
+                f"of the noise ({c['noise_sigma']:.4g}), largest {c['maximum']:.4g}, degradation {c['degradation']}"
             )
         if beside["samples"]:
             lines.append(f"{c['channel']}: rmse {beside['rmse']:.4g} at {beside['samples']} samples beside holes")

@@ -80,6 +80,19 @@ class Verification:
     shape: tuple[int, ...]
     sides: tuple[int, ...]
 
+    def add(
+        self, channel: int, box: Box, inner: NDArray[np.floating], beside: NDArray[np.floating] | None = None
+    ) -> None:
+        """Count differences (*box.shape), NaN where there are none, under the parts that a box of the input touches."""
+        sides = list(zip(box.start, box.stop, self.sides, strict=True))
+        parts = tuple(slice(a // s, (b - 1) // s + 1) for a, b, s in sides)
+        edges = [
+            [max(p * s, a) - a for p in range(cut.start, cut.stop)] for cut, (a, _, s) in zip(parts, sides, strict=True)
+        ]
+        self.inner.add(channel, parts, edges, inner)
+        if beside is not None:
+            self.beside.add(channel, parts, edges, beside)
+
     def parts(self) -> Iterator[tuple[tuple[int, ...], Box]]:
         """Index and box, in the input's samples, of every part."""
         for part in np.ndindex(*_parts(self.shape, self.sides)):
@@ -156,12 +169,6 @@ def verify(
         low, high = min(b.start[0] for b in boxes), max(b.stop[0] for b in boxes)
         y, x = known.read(start, stop), made.read(low, high)
         columns = Box((low, *(0,) * (len(fine) - 1)), (high, *fine[1:]))
-        box = back.box(rows, coarse)
-        parts = tuple(slice(a // s, (b - 1) // s + 1) for a, b, s in zip(box.start, box.stop, sides, strict=True))
-        edges = [
-            [max(p * s, a) - a for p in range(cut.start, cut.stop)]
-            for cut, a, s in zip(parts, box.start, sides, strict=True)
-        ]
         cropped: dict[tuple[int, ...], Degradation] = {}  # channels of one blur share their matrices
         for c, model in enumerate(models):
             if model is None:
@@ -170,9 +177,8 @@ def verify(
             if shared not in cropped:
                 cropped[shared] = model.crop(rows, columns)
             inner, beside = _differences(y[c], x[c], cropped[shared])
-            result.inner.add(c, parts, edges, back.array(inner))
-            if beside is not None:
-                result.beside.add(c, parts, edges, back.array(beside))
+            holes = None if beside is None else back.array(beside)
+            result.add(c, back.box(rows, coarse), back.array(inner), holes)
         on_rows(stop, coarse[0])
     return result
 
@@ -194,8 +200,5 @@ def _seeing(model: Degradation) -> NDArray[np.bool_]:
     """Which coarse samples see any of the product's."""
     result = np.ones(model.coarse_shape, bool)
     for a in model.changed:
-        matrix = model.matrices[a]
-        assert matrix is not None
-        sees = np.diff(matrix.indptr) > 0
-        result &= np.expand_dims(sees, [b for b in range(result.ndim) if b != a])
+        result &= np.expand_dims(model.sees(a), [b for b in range(result.ndim) if b != a])
     return result

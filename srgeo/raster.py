@@ -55,7 +55,7 @@ def open_raster(
 def grid_of_reference(path: str | Path) -> Grid:
     """The grid of a raster, from its header alone. Raises InputError, GeometryError."""
     place = admitted(path)
-    with opened(place) as dataset:
+    with gdal(), opened(place) as dataset:
         refuse_bombs(dataset, place.name)
         return grid_of(describe(dataset, place))
 
@@ -80,10 +80,11 @@ class RasterSource(Source):
         self._handles: list[Any] = []
         dataset = self._dataset()
         try:
-            refuse_bombs(dataset, self.path.name)
-            self.description = describe(dataset, self.path)
-            self.meaning = meaning(self.description, self.path.stem, *self._asked)
-            self._header = _header(self.description, self.meaning)
+            with gdal():
+                refuse_bombs(dataset, self.path.name)
+                self.description = describe(dataset, self.path)
+                self.meaning = meaning(self.description, self.path.stem, *self._asked)
+                self._header = _header(self.description, self.meaning)
         except BaseException:
             self.close()
             raise

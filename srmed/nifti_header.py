@@ -246,7 +246,7 @@ def image_header(
     """Everything a plan needs. Raises InputError for images that must not be super-resolved, GeometryError for tilt."""
     words = [w for w in re.split(r"[^a-z0-9]+", stem(path).lower()) if w]
     sidecar = read_sidecar(path.with_name(stem(path) + ".json"))
-    refuse_kind(file, words)
+    overruled = refuse_kind(file, words, told_kind)
     with np.errstate(over="ignore", invalid="ignore"):  # a nonsensical place is refused, not warned about
         affine, form, place_problems = _affine(file.header, file.shape_xyz)
         grid = grid_from_ras(affine, file.shape_xyz, file.mm_per_unit)
@@ -257,7 +257,7 @@ def image_header(
         stated = Stated(modality, told_thickness_mm, "told", sidecar.three_dimensional)
     scan = acquisition(grid, slice_axis, stated)
     label, guess, problem = _label(file, words, told_kind)
-    problems += [problem] if problem else []
+    problems += [text for text in (problem, overruled) if text]
     if PRODUCT.match(file.header["descrip"].item()):
         problems.append("this is already a super-resolved product")
     channel = Channel(
@@ -301,22 +301,34 @@ def _file_facts(file: NiftiFile, form: str) -> dict[str, Fact]:
     return facts
 
 
-def refuse_kind(file: NiftiFile, words: list[str]) -> None:
-    """Raise InputError for samples that are not intensities: super-resolving them would give wrong numbers."""
+def refuse_kind(file: NiftiFile, words: list[str], told: ToldKind | None) -> str:
+    """What to say of a name that is overruled by the kind told, '' if there is nothing to say.
+
+    Raises InputError for samples that are not intensities: super-resolving them would give wrong numbers.
+    """
     intent = int(file.header["intent_code"])
-    reason = f"{REFUSED_INTENTS[intent]} (intent code {intent})" if intent in REFUSED_INTENTS else ""
-    if words and words[-1] in QUANTITATIVE_ENDINGS:
-        reason = "a map of a physical quantity, as its name says"
-    if words and re.fullmatch(r"[ztf]stat\d*", words[-1]):
-        reason = "a map of a statistic, as its name says"
-    if {"phase", "imag"} & set(words) and "part" in words:
-        reason = "the phase or imaginary part of a signal, as its name says"
-    if reason:
+    declared = f"{REFUSED_INTENTS[intent]} (intent code {intent})" if intent in REFUSED_INTENTS else ""
+    named = _quantity_named(words)
+    if named and told and not declared:
+        taken = "an image" if told == "image" else "labels"
+        return f"the name says {named}, but it is taken as {taken}: --kind says so"
+    if declared or named:
+        computed = "super-resolve the images that it was computed from"
         raise InputError(
-            what=f"the samples are {reason}",
+            what=f"the samples are {declared or f'{named}, as its name says'}",
             why="a thick slice does not hold their mean, so no degradation explains them",
-            fix="super-resolve the images that it was computed from",
+            fix=computed if declared else f"{computed}; if it is an image, say --kind image",
         )
+    return ""
+
+
+def _quantity_named(words: list[str]) -> str:
+    """What a name says of samples that are no intensities, '' if nothing."""
+    if {"phase", "imag"} & set(words) and "part" in words:
+        return "the phase or imaginary part of a signal"
+    if words and re.fullmatch(r"[ztf]stat\d*", words[-1]):
+        return "a map of a statistic"
+    return "a map of a physical quantity" if words and words[-1] in QUANTITATIVE_ENDINGS else ""
 
 
 def _affine(header: Nifti1Header, shape_xyz: tuple[int, int, int]) -> tuple[NDArray[np.float64], str, list[str]]:

@@ -78,6 +78,37 @@ def test_a_reference_that_cuts_the_plane_keeps_the_network() -> None:
     assert [place.changed for place in plan.places] == [True, True, True]
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        (0, 80, ""),  # all of the input
+        (-8, 96, ""),  # more than it
+        (8, 80, "1 slice"),  # the slice at the cut loses 12 %, the next 0.02 %
+        (8, 64, "2 slices"),
+        (9, 64, "3 slices"),  # a slice cut in two; the next loses 0.2 %
+    ],
+)
+def test_slices_that_a_reference_cuts_are_counted(first: int, last: int, said: str) -> None:
+    header = volume((20, 40, 40), 4.0, 4.0)
+    whole = header.grid.rescaled(Factor((Fraction(4), Fraction(1), Fraction(1))))
+    move = np.eye(4)
+    move[0, 3] = first
+    part = Grid("zyx", (last - first, 40, 40), whole.affine @ move, whole.frame)
+    for model in ("floor", "nearest"):
+        plan = resolve(header, "same", Request(model=model), reference=part, cores=2, version="test")
+        found = [w.split(": ")[1] for w in plan.warnings if "not compared with the product" in w]
+        assert found == [said] * bool(said and model == "floor")
+
+
+def test_pixels_that_a_reference_cuts_are_counted_along_each_axis() -> None:
+    whole = raster().grid.rescaled(Factor((Fraction(2), Fraction(2))))
+    move = np.eye(3)
+    move[0, 2] = 20
+    part = Grid("yx", (200, 270), whole.affine @ move, whole.frame)
+    plan = resolve(raster(), "same", Request(model="floor"), reference=part, cores=2, version="test")
+    assert any(w.endswith(": 4 along y, 2 along x") for w in plan.warnings)
+
+
 def test_no_network_for_these_axes_is_told_with_the_reason() -> None:
     plan = _plan(volume((20, 40, 40), 4.0, 4.0), scale="2x2x2")
     assert any("lattice-mri-1.0 refines the slice axis (z), and that more than the others" in w for w in plan.warnings)

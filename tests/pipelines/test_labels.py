@@ -245,6 +245,31 @@ def test_a_label_map_is_never_interpolated_for_the_name_of_a_model_alone(
     assert run("verify", tmp_path / "o.nii.gz", "--against", path, "--kind", "image")[0] == 0
 
 
+def test_an_image_named_like_a_statistic_goes_through_once_its_kind_is_told(
+    run: Run, thick: Path, tmp_path: Path
+) -> None:
+    path = thick.rename(tmp_path / "sub-1_zstat1.nii.gz")
+    image = ("--kind", "image")
+    for command in (("plan", path, tmp_path / "o.nii.gz"), ("inspect", path), ("ingest", path, tmp_path / "o.zarr")):
+        code, _, err = run(*command)
+        assert code == 3
+        assert "say --kind image" in err
+        assert run(*command, *image)[0] == 0
+    code, _, err = run("upscale", path, tmp_path / "o.nii.gz", "--model", "floor", *image)
+    assert code == 0, err
+    assert "the name says a map of a statistic" in err
+    assert run("verify", tmp_path / "o.nii.gz", "--against", path, *image)[0] == 0
+
+
+def test_inspect_does_not_doubt_the_kind_that_is_told(run: Run, tmp_path: Path, scene: np.ndarray) -> None:
+    path = write_raster(
+        tmp_path / "cover.tif", classes(ndimage.gaussian_filter(scene[0], 1.0), 6)[None].astype(np.uint16)
+    )
+    for told, doubted in (((), True), (("--kind", "image"), False)):
+        _, out, _ = run("inspect", path, "--pixels", *told)
+        assert ("looks like a label map" in out) == doubted
+
+
 def test_labels_that_the_file_declares_are_labels_whatever_is_said(run: Run, tmp_path: Path, scan: np.ndarray) -> None:
     image = nib.load(_tissue_file(tmp_path / "volume1.nii.gz", scan))
     image.header["intent_code"] = 1002

@@ -113,6 +113,25 @@ def test_a_reference_of_a_part_or_of_more_gives_its_grid_and_explains_that_part(
     assert inside.sum() == min(rows, 600) * 120
 
 
+def test_slices_that_the_reference_cuts_are_told_and_not_counted_as_compared(
+    run: Run, thick: Path, tmp_path: Path
+) -> None:
+    common = ("--model", "floor", "--noise", "0", "--quiet", "--json")
+    run("upscale", thick, tmp_path / "a.nii.gz", *common)
+    nib.save(nib.load(tmp_path / "a.nii.gz").slicer[:, :, 8:30], tmp_path / "like.nii.gz")
+    made = tmp_path / "b.nii.gz"
+    code, out, err = run("upscale", thick, made, *common, "--like", tmp_path / "like.nii.gz")
+    assert code == 0, err
+    report = json.loads(out)
+    assert [w.split(": ")[1] for w in report["warnings"] if "not compared" in w] == ["3 slices"]
+    assert report["channels"][0]["samples"] == 3 * 30 * 28
+    code, out, _ = run("verify", made, "--against", thick, "--noise", "0", "--json", "--quiet")
+    found = json.loads(out)
+    assert found["channels"][0]["samples"] == 3 * 30 * 28
+    assert [part["start"][0] for part in found["parts"] if part["samples"]] == [3, 4, 5]  # 2, 6 and 7 are cut
+    assert "of 2520 samples compared" in run("verify", made, "--against", thick, "--noise", "0", "--quiet")[1]
+
+
 def test_a_reference_of_another_place_is_refused(run: Run, tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "s2.tif", smooth((60, 60))[None])
     like = write_raster(

@@ -357,6 +357,53 @@ def test_a_folder_of_rasters_is_no_series(run: Run, scene: Path, tmp_path: Path)
     assert "folder of rasters" in err
 
 
+SCENES: dict[str, tuple[dict[str, str], str]] = {
+    "a SAFE product": ({"S2A_MSIL2A_X.SAFE/MTD_MSIL2A.xml": "<a/>"}, "holds SAFE products, which are not read yet"),
+    "a zipped one": ({"S1A.SAFE.zip": "PK"}, "holds SAFE products, which are not read yet"),
+    "one under another name": ({"manifest.safe": "<a/>", "GRANULE/x.jp2": ""}, "SAFE"),
+    "a STAC item": ({"item.json": '{"type": "Feature", "stac_version": "1.0.0"}'}, "holds a STAC item"),
+    "a STAC item of Landsat": ({"LC09_L2SP_X_MTL.json": '{"stac_version": "1.0.0"}', "a.xml": ""}, "a STAC item"),
+    "another JSON file": ({"notes.json": "{}"}, "no MR or CT slice"),
+}
+
+
+def _filled(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_folder_of_scenes_is_refused_as_what_it_is(run: Run, tmp_path: Path, name: str) -> None:
+    files, said = SCENES[name]
+    code, _, err = run("inspect", _filled(tmp_path / "scenes", files))
+    assert code == 3
+    assert said in err
+    assert ("DICOM" in err) == (name == "another JSON file")
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_series_with_such_files_beside_it_is_a_series(run: Run, tmp_path: Path, name: str) -> None:
+    folder = Series(slices=4, rows=8, columns=8).write(tmp_path / "series")
+    (folder / "gone.json").symlink_to(tmp_path / "nowhere")
+    code, _, err = run("inspect", _filled(folder, SCENES[name][0]))
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_slice_is_not_called_isotropic(run: Run, tmp_path: Path, axis: int) -> None:
+    shape = tuple(1 if a == axis else 24 for a in range(3))
+    nib.save(nib.Nifti1Image(smooth((24, 24)).reshape(shape), np.eye(4)), tmp_path / "one.nii")
+    code, _, err = run("plan", tmp_path / "one.nii", tmp_path / "o.nii")
+    assert code == 3
+    assert "the volume has 1 slice" in err
+    hint = err.split("--scale ")[1].split(")")[0]
+    assert hint.split(",")[2 - axis].endswith("=1")
+    assert run("upscale", tmp_path / "one.nii", tmp_path / "o.nii", "--model", "floor", "--scale", hint)[0] == 0
+    assert sorted(nib.load(tmp_path / "o.nii").shape) == [1, 48, 48]
+
+
 def test_samples_beyond_numbers_are_refused(run: Run, thick: Path, tmp_path: Path) -> None:
     given = nib.load(thick)
     samples = given.get_fdata()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import threading
 from pathlib import Path
 
@@ -399,6 +400,28 @@ def test_nothing_reaches_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str
     thread.start()
     thread.join()
     assert capfd.readouterr().err == ""
+
+
+def _with_tag_of_another_type(path: Path, tag: int) -> None:
+    """The first directory of a small-endian TIFF, where GDAL will ignore a tag and warn."""
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    entry = next(
+        e for e in range(start + 2, start + 2 + 12 * count, 12) if struct.unpack_from("<H", content, e)[0] == tag
+    )
+    struct.pack_into("<H", content, entry + 2, 12)
+    path.write_bytes(content)
+
+
+def test_what_gdal_says_of_odd_tags_does_not_reach_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path, geo_keys = write_tif(tmp_path / "a.tif", pixels()), 34735
+    _with_tag_of_another_type(path, geo_keys)
+    with open_raster(path) as source:
+        whole(source)
+        assert any("no CRS" in line for line in source.header.problems)
+    grid_of_reference(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_affine_of_a_product_of_control_points_is_read_from_its_tag(tmp_path: Path) -> None:

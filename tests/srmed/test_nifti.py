@@ -170,9 +170,20 @@ def test_statistics_vectors_and_warps_are_refused(tmp_path: Path, intent: int) -
 
 
 @pytest.mark.parametrize("name", ["sub-1_T1map", "sub-1_part-phase_bold", "zstat1", "sub-1_fieldmap"])
-def test_maps_named_as_such_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="as its name says"):
-        open_nifti(write_nifti(tmp_path / f"{name}.nii.gz"))
+def test_maps_named_as_such_are_refused_unless_the_kind_is_told(tmp_path: Path, name: str) -> None:
+    path = write_nifti(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(InputError, match=r"as its name says.*say --kind image"):
+        open_nifti(path)
+    with open_nifti(path, kind="image") as image, open_nifti(path, kind="labels") as labels:
+        assert (image.header.channels[0].kind, labels.header.channels[0].kind) == ("image", "classes")
+        assert any("taken as an image: --kind says so" in line for line in image.header.problems)
+
+
+def test_the_kind_told_does_not_admit_a_map_that_the_header_declares(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "zstat1.nii", intent_code=5)
+    with pytest.raises(InputError, match="intent code 5") as refused:
+        open_nifti(path, kind="image")
+    assert "--kind" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
