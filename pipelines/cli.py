@@ -23,6 +23,7 @@ from pipelines.options import (
     job_of,
     kind_option,
     on_plan_of,
+    rates_file,
     replacing_options,
     request_options,
     stoppable,
@@ -41,7 +42,7 @@ from pipelines.screen import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from pipelines.planning import Plan
 
 # before NumPy is imported: one BLAS thread a worker, whatever the machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -89,19 +90,22 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: 
     Without --scale, --spacing and --like a volume becomes isotropic at its finest spacing, and a raster doubles (2x).
     Research software, not a medical device.
     """
-    from pipelines import heap, runner
+    from pipelines import costs, heap, runner
 
     heap.keep()
     warned: list[str] = []
+    plans: list[Plan] = []
     with stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
         report = runner.carry_out(
             job_of(source, output, overwrite, resume, options),
             cluster=cluster,
             progress=screen.progress,
             stopped=stopped,
-            on_plan=on_plan_of(screen, warned),
+            on_plan=on_plan_of(screen, warned, plans),
         )
         screen.say(describe_report(report, warned))
+    for made in plans:  # none if the product was there already
+        costs.keep_rate(rates_file(), made, report.network_rate)
     if options["as_json"]:
         to_stdout(json.dumps(report.to_json()))
 
@@ -218,16 +222,18 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
 
     truescale plan t2_axial.nii.gz t2_iso.nii.gz --spacing 1 --json
     """
-    from pipelines import runner
+    from pipelines import costs, runner
+    from pipelines.stages import cores
     from pipelines.workspace import check_output
 
     job = job_of(source, output, overwrite, resume, options)
     check_output(job.paths, source)
     made, done = runner.planned(job), runner.kept(job) is not None
+    cost = costs.estimate(made, cores(), costs.read_rates(rates_file()))
     if options["as_json"]:
-        to_stdout(json.dumps({**made.summary(), "done": done}))
+        to_stdout(json.dumps({**made.summary(), **cost.summary(), "done": done}))
     else:
-        to_stdout(describe_plan(made) + "\ndone     the product of this request is there already" * done)
+        to_stdout(describe_plan(made, cost) + "\ndone     the product of this request is there already" * done)
 
 
 @truescale.command()

@@ -31,6 +31,9 @@ MAX_AXIS = 1_000_000
 MAX_SCALE = 16
 """More than this per axis is refused: nothing of the product would be measured."""
 
+MOST_WRITERS = 8
+"""Beside a network on a CUDA device, where encoding shards is what takes longest; at most half of the cores."""
+
 ISOTROPIC_LIMIT = 8
 """Without a scale, an anisotropic volume becomes isotropic, but never by more than this."""
 
@@ -64,8 +67,10 @@ def resolve(
         shard=(),
         predicted_bytes=0,
         memory_bytes=parse_bytes(request.memory),
-        workers=_workers(request),
-        threads=1 if card.network else max(1, cores // _workers(request)),  # torch has threads of its own
+        workers=_count(request.workers, "workers"),
+        threads=1 if card.network else max(1, cores // (request.workers or 1)),  # torch has threads of its own
+        readers=_count(request.readers, "readers"),
+        writers=_count(request.writers, "writers", writers_for(request.device, card, cores)),
         device=request.device,
         precision=request.precision if card.network else "fp32",
         facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
@@ -117,13 +122,6 @@ def _refuse_apart(places: Sequence[Placement]) -> None:
             )
 
 
-def _workers(request: Request) -> int:
-    """How many processes; 1 unless told."""
-    if request.workers is not None and request.workers < 1:
-        raise UsageError(what=f"{request.workers} workers cannot work", fix="give --workers 1 or more")
-    return request.workers or 1
-
-
 def _warnings(
     header: Header, places: Sequence[Placement], card: ModelCard, request: Request, noted: Sequence[str]
 ) -> tuple[str, ...]:
@@ -154,6 +152,17 @@ def _cut_ends(plan: Plan) -> tuple[str, ...]:
             cut.append(slices if axis == plan.slice_axis else f"{count} along {plan.coarse.axes[axis]}")
     text = "not compared with the product, for they reach beyond the reference where it cuts the input"
     return (f"{text}: {', '.join(cut)}",) if cut else ()
+
+
+def writers_for(device: str, card: ModelCard, cores: int) -> int:
+    """Threads that write, unless it is said how many: one keeps up with a processor, not with a fast device."""
+    return max(1, min(MOST_WRITERS, cores // 2)) if card.network and device == "cuda" else 1
+
+
+def _count(asked: int | None, name: str, default: int = 1) -> int:
+    if asked is not None and asked < 1:
+        raise UsageError(what=f"{asked} {name} cannot work", fix=f"give --{name} 1 or more")
+    return asked or default
 
 
 def _fine_grid(

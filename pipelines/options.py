@@ -83,6 +83,8 @@ REQUEST_OPTIONS = (
         type=int,
         help="Processes, with dask above 1. Default: 1, which uses all cores.",
     ),
+    click.option("--readers", metavar="N", type=int, help="Threads that read tiles ahead. Default: 1."),
+    click.option("--writers", metavar="N", type=int, help="Threads that write tiles. Default: 1, up to 8 with CUDA."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option(
         "--precision",
@@ -132,11 +134,21 @@ def existing_folder(data: Path | None) -> Path:
     return data
 
 
+def rates_file() -> Path | None:
+    """Where the rates of earlier runs are kept; None where there is no home."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return folder / "truescale" / "rates.json"
+
+
 def fields_of(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are fields of a Request."""
-    names = ("model", "kind", "slice_thickness", "degradation", "noise", "memory", "workers", "device", "precision")
+    names = ("scale", "spacing", "model", "kind", "slice_thickness", "degradation", "noise", "memory", "workers")
     return {
-        **{name: options[name] for name in ("scale", "spacing", *names)},
+        **{name: options[name] for name in (*names, "readers", "writers", "device", "precision")},
         "consistency": not options["no_consistency"],
     }
 
@@ -173,12 +185,14 @@ def stoppable() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def on_plan_of(screen: Screen, warned: list[str]) -> Callable[[Plan], None]:
-    """Shows the plan, and keeps its warnings so that they are told once."""
+def on_plan_of(screen: Screen, warned: list[str], plans: list[Plan] | None = None) -> Callable[[Plan], None]:
+    """Shows the plan, and keeps it, and its warnings so that they are told once."""
 
     def on_plan(plan: Plan) -> None:
         warned.extend(plan.warnings)
-        screen.say(describe_plan(plan, short=True))
+        if plans is not None:
+            plans.append(plan)
+        screen.say(describe_plan(plan))
 
     return on_plan
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,21 @@ SOLVED = 256
 
 SHARED = {2: 256, 3: 64}
 """The same of an axis that both grids share, by the number of axes: it has no halo, and small images stay in caches."""
+NO_BYTES = (
+    *("predicted_bytes", "memory_bytes", "workers", "threads", "readers", "writers"),
+    *("facts", "axes_named", "warnings", "work", "work_kept", "output", "overwrite", "card_path"),
+    "device",  # known when the run starts: a resume compares it by itself
+)
+"""Of a plan: what changes no byte of the product, and may differ when a run is resumed."""
+
+
+def libraries(names: Iterable[str]) -> dict[str, str]:
+    """The versions installed here, importing none: the same bytes are promised for one set of them."""
+    found = dict.fromkeys(names, "none")
+    for name in found:
+        with suppress(PackageNotFoundError):
+            found[name] = installed_version(name)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +61,9 @@ class Plan:
     """Everything a run needs to know before it reads a pixel. `run_hash` covers exactly what may change a byte.
 
     fine: the product's samples along the input's axes; orientation: what turns them onto the product's own axes, those
-    of a reference. kind: what the user says the channels are; overwrite: that an existing output may be replaced.
+    of a reference. workers: processes, each with so many threads that compute; readers, writers: threads of each of
+    these. libraries: versions of those that compute the samples. kind: what the user says the channels are; overwrite:
+    that an existing output may be replaced.
     """
 
     identity: str
@@ -64,7 +84,10 @@ class Plan:
     workers: int
     threads: int
     device: str
+    readers: int = 1
+    writers: int = 1
     precision: str = "fp32"
+    libraries: dict[str, str] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     axes_named: tuple[str, ...] = ()
     slice_axis: int | None = None
@@ -136,15 +159,8 @@ class Plan:
 
     @property
     def run_hash(self) -> str:
-        """Of all that may change the bytes of the product: not the budget, the workers or the paths.
-
-        Nor the device, which is known when the run starts: a resume compares it by itself.
-        """
-        data = self.to_json()
-        for key in ("predicted_bytes", "memory_bytes", "workers", "threads", "facts", "axes_named", "warnings", "work"):
-            data.pop(key)
-        for key in ("device", "work_kept", "output", "overwrite", "card_path"):
-            data.pop(key)
+        """Of all that may change the bytes of the product: not the budget, the workers or the paths."""
+        data = {key: value for key, value in self.to_json().items() if key not in NO_BYTES}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
 
+from pipelines.costs import achieved
 from pipelines.image import Header
 from pipelines.planning import Calibration, ChannelCalibration, ChannelPlan, Plan
 from pipelines.projection import Residual
@@ -41,7 +42,10 @@ class ChannelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The report of one run; field names are the keys of its JSON."""
+    """The report of one run; field names are the keys of its JSON.
+
+    network_rate: multiply-adds per second and core, null without a network or of a short run.
+    """
 
     output: str
     model: str
@@ -64,6 +68,7 @@ class RunReport:
     predicted_bytes: int
     tiles: int
     tiles_resumed: int
+    network_rate: float | None = None
     consistency_rmse: float | None
     consistency_over_noise: float | None
     consistency_max: float | None
@@ -167,6 +172,7 @@ def summarise(
         predicted_bytes=made.predicted_bytes,
         tiles=len(records),
         tiles_resumed=resumed,
+        network_rate=achieved(made, calibration, records.values()),
         consistency_rmse=everything.rms if everything.count else None,
         consistency_over_noise=(weighted / counted) ** 0.5 if counted else None,
         consistency_max=everything.maximum if everything.count else None,

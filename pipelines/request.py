@@ -30,6 +30,8 @@ class Request:
     consistency: bool = True
     memory: str | int = "4GB"
     workers: int | None = None
+    readers: int | None = None
+    writers: int | None = None
     device: Device = "auto"
     precision: Precision = "fp32"
 

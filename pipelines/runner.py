@@ -14,20 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipelines import decisions, formats
+from pipelines import decisions, formats, sizing
 from pipelines.delivery import finished
 from pipelines.errors import InputError, StoppedError, TileError, UsageError
 from pipelines.grid import Box, Factor, Grid
 from pipelines.image import ArraySource, Header, Source, Told, ToldKind
 from pipelines.job import Job
 from pipelines.networks import has_cuda
-from pipelines.planning import Plan
+from pipelines.planning import Plan, libraries
 from pipelines.report import RunReport, Stopwatch, read_report
 from pipelines.request import Device, Precision, Request
 from pipelines.stages import Progress, cores, make_tiles, never, product_header, product_of, quiet, ready, run
 from pipelines.store import Ledger, Store
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import write_image
+
+LIBRARIES = ("numpy", "scipy")
+"""Those that compute samples, with torch where there is a network."""
 
 
 def one_blas_thread() -> threadpool_limits:
@@ -52,7 +55,7 @@ def plan(source: Source, request: Request, *, like: Grid | None = None, paths: P
         formats.sink_for(paths.output).refuse(header, paths.output)
         made = replace(made, work=str(paths.work_folder), work_kept=paths.work is not None, output=str(paths.output))
         made = replace(made, overwrite=paths.overwrite)
-    return made
+    return replace(made, libraries=libraries((*LIBRARIES, "torch") if made.weights_sha256 else LIBRARIES))
 
 
 def upscale(
@@ -70,6 +73,8 @@ def upscale(
     consistency: bool = True,
     memory: str | int = "4GB",
     workers: int | None = None,
+    readers: int | None = None,
+    writers: int | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     bands: Sequence[int] | None = None,
@@ -88,8 +93,8 @@ def upscale(
     nothing half-written is left at `output`.
     """
     asked = Request(scale=scale, spacing=spacing, model=model, kind=kind, noise=noise, consistency=consistency)
-    asked = replace(asked, slice_thickness=slice_thickness, degradation=degradation)
-    asked = replace(asked, memory=memory, workers=workers, device=device, precision=precision)
+    asked = replace(asked, slice_thickness=slice_thickness, degradation=degradation, device=device, precision=precision)
+    asked = replace(asked, memory=memory, workers=workers, readers=readers, writers=writers)
     job = Job(
         str(source) if isinstance(source, (str, Path)) else "",
         str(output),
@@ -248,7 +253,7 @@ def _begun(
 def _planned(opened: Source, job: Job, paths: Paths) -> Plan:
     """The plan of a run that is about to start, on its device, with what it discards."""
     like = formats.grid_of(job.like) if job.like else None
-    made = on_device(plan(opened, job.request, like=like, paths=paths))
+    made = on_device(plan(opened, job.request, like=like, paths=paths), job.request.writers)
     check_space(made, paths)
     lost = tiles_lost(paths)
     if lost:
@@ -261,10 +266,18 @@ def _chosen(bands: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(bands) if bands else None
 
 
-def on_device(made: Plan) -> Plan:
-    """The plan with the device it will run on. Raises UsageError if CUDA is asked for and absent."""
+def on_device(made: Plan, writers: int | None = None) -> Plan:
+    """The plan with the device it will run on, and the writers that suit it unless it was said how many.
+
+    Raises UsageError if CUDA is asked for and absent.
+    """
     if made.device == "auto":
-        return replace(made, device="cuda" if made.weights_sha256 and has_cuda() else "cpu")
+        device = "cuda" if made.weights_sha256 and has_cuda() else "cpu"
+        made = replace(made, device=device)
+        if device == "cuda" and writers is None:
+            made = replace(made, writers=decisions.writers_for(device, made.card, cores()))
+            made = sizing.staffed(made, made.card, made.shard)
+        return made
     if made.device == "cuda" and not has_cuda():
         raise UsageError(
             what="CUDA was asked for, but this machine or this build of torch has none",

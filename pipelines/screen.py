@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipelines.batch import Outcome
     from pipelines.bench.suite import Outcome as Measured
+    from pipelines.costs import Estimate
     from pipelines.planning import Plan
     from pipelines.report import RunReport
 
@@ -166,8 +167,8 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def describe_plan(plan: Plan, *, short: bool = False) -> str:
-    """The plan in a few lines."""
+def describe_plan(plan: Plan, cost: Estimate | None = None) -> str:
+    """The plan in a few lines: the first three, or with its cost all of them."""
     from pipelines.request import bytes_text
 
     unit = plan.coarse.frame.unit
@@ -179,18 +180,21 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
         f"output   {in_axes(plan.product.shape)}  {in_axes(plan.product.spacing)} {unit}  scale {scale}",
         f"model    {plan.model}  degradation {'; '.join(specs)}  noise {plan.noise}",
     ]
-    if not short:
+    if cost is not None:
         pairs = zip(plan.coarse.axes, plan.axes_named, strict=True)
         named = ", ".join(a if a == name else f"{a} = {name}" for a, name in pairs)
         tiles, kept = plan.tile_count, "kept" if plan.work_kept else "removed at the end"
-        workers = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
+        counts = {"worker": plan.workers, "reader": plan.readers, "writer": plan.writers}
+        staff = ", ".join(_counted(count, name) for name, count in counts.items())
         origins = [_fact_text(n, f) for n, f in plan.facts.items() if f["value"] is not None]
         lines += [
             f"axes     {named}",
             f"faces    {_faces(plan)}",
             f"facts    {'; '.join(origins) or 'none'}",
             f"tiles    {tiles} of {in_axes(plan.shard)} fine samples, {plan.recomputed:.0%} more at their edges",
-            f"engine   {workers}, device {plan.device}, {plan.precision}",
+            f"engine   {staff}, device {plan.device}, {plan.precision}",
+            f"network  {_work(cost)}",
+            f"time     {_time(cost)}",
             f"memory   {bytes_text(plan.predicted_bytes)} of {bytes_text(plan.memory_bytes)}",
             f"work     {plan.work or '-'}  up to {bytes_text(plan.work_bytes)}, {kept}",
             f"product  {plan.output or '-'}  {bytes_text(plan.output_bytes)} uncompressed",
@@ -198,6 +202,24 @@ def describe_plan(plan: Plan, *, short: bool = False) -> str:
         ]
     lines += [f"warning  {w}" for w in plan.warnings]
     return "\n".join(lines)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def _work(cost: Estimate) -> str:
+    if not cost.multiply_adds:
+        return "none"
+    return f"{cost.multiply_adds / 1e9:,.0f} GMAC (multiply-adds), {cost.repeated:.0%} more than without tiles"
+
+
+def _time(cost: Estimate) -> str:
+    if cost.seconds is None:
+        return "unknown until a first run on this device"
+    told = "as the last run here" if cost.measured else "not yet measured on this machine"
+    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if cost.seconds >= 1.5 * s or s == 1)
+    return f"about {cost.seconds / size:.2g} {unit} on {_counted(cost.cores, 'idle core')} (estimated, {told})"
 
 
 def _faces(plan: Plan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipelines.card import ModelCard
 from pipelines.errors import BudgetError
@@ -52,6 +53,9 @@ TILES = {
 What a tile computes beyond its own samples costs a network's time; an interpolation is quick and rather has many tiles.
 """
 
+ALONE: dict[str, Any] = {"workers": 1, "threads": 1, "writers": 1, "readers": 1}
+"""The fewest of each that a run needs; what memory is left goes to more of them, in this order."""
+
 CHUNK = {2: 256, 3: 32}
 """Side of the inner chunks of a shard of fine samples."""
 
@@ -64,9 +68,9 @@ def fitted(plan: Plan, card: ModelCard) -> Plan:
     needed = {}
     for tile in TILES[plan.fine.ndim][0 if card.network else 1 :]:
         shard = tuple(_shard_side(plan, a, side) for a, side in enumerate(tile))
-        needed[shard] = predicted_bytes(replace(plan, workers=1, threads=1), card, shard)
+        needed[shard] = predicted_bytes(replace(plan, **ALONE), card, shard)
         if needed[shard] <= plan.memory_bytes:
-            return _staffed(plan, card, shard)
+            return staffed(plan, card, shard)
     least = min(needed.values())
     raise BudgetError(
         what=f"the smallest tile needs {bytes_text(least)}, the budget is {bytes_text(plan.memory_bytes)}",
@@ -79,27 +83,26 @@ def continued(plan: Plan, before: Plan) -> Plan:
     """The plan with the tiles of the run it continues, and as many of its workers as fit the budget with them."""
     if plan.shard == before.shard or len(plan.shard) != len(before.shard):
         return plan
-    made = _staffed(plan, plan.card, before.shard)
+    made = staffed(plan, plan.card, before.shard)
     if made.predicted_bytes <= made.memory_bytes:
         return made
     text = f"the tiles of the run that is resumed need {bytes_text(made.predicted_bytes)}, more than the budget"
     return replace(made, warnings=(*made.warnings, text))
 
 
-def _staffed(plan: Plan, card: ModelCard, shard: tuple[int, ...]) -> Plan:
-    """The plan with these tiles, and as many of the workers and then of the threads asked for as fit the budget."""
-
-    def fits(workers: int, threads: int) -> bool:
-        staff = replace(plan, workers=workers, threads=threads)
-        return predicted_bytes(staff, card, shard) <= plan.memory_bytes
-
-    workers = max((n for n in range(1, plan.workers + 1) if fits(n, 1)), default=1)
-    threads = max((n for n in range(1, plan.threads + 1) if fits(workers, n)), default=1)
-    warnings = plan.warnings
-    if workers < plan.workers:
-        text = f"{workers} of {plan.workers} workers fit the memory budget; raise --memory for more"
-        warnings = (*warnings, text)
-    made = replace(plan, shard=shard, workers=workers, threads=threads, warnings=warnings)
+def staffed(plan: Plan, card: ModelCard, shard: tuple[int, ...]) -> Plan:
+    """The plan with these tiles, and as many of the threads and processes asked for as fit the budget."""
+    staff, warnings = dict(ALONE), plan.warnings
+    for name in staff:
+        asked = getattr(plan, name)
+        for number in range(asked, 0, -1):
+            staff[name] = number
+            if predicted_bytes(replace(plan, **staff), card, shard) <= plan.memory_bytes:
+                break
+        if staff[name] < asked and name != "threads":
+            text = f"{staff[name]} of {asked} {name} fit the memory budget; raise --memory for more"
+            warnings = (*warnings, text)
+    made = replace(plan, shard=shard, warnings=warnings, **staff)
     return replace(made, predicted_bytes=predicted_bytes(made, card, shard))
 
 
@@ -137,9 +140,10 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
         tile = 4 * channels * estimate + max(4 * channels * read + features, projection)
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
-    waiting = min(3, math.prod(len(axis) for axis in pieces))  # in work, queued, being read or written
-    tile += waiting * channels * (inside * 5 + made * 4)
-    at_once = min(plan.threads, math.prod(len(axis) for axis in pieces))
+    tiles = math.prod(len(axis) for axis in pieces)
+    # windows: in work, queued, in the hands of readers; shards: the same, of writers
+    tile += channels * (inside * 5 * min(2 + plan.readers, tiles) + made * 4 * min(2 + plan.writers, tiles))
+    at_once = min(plan.threads, tiles)
     used = _matrix_bytes(plan) + _spectra_bytes(plan, parts) + at_once * tile
     kind = "network" if card.network else "floor"
     return PROCESS_BYTES[kind] + int(HEAP_SLACK[kind] * used)

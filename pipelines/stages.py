@@ -17,6 +17,7 @@ from pipelines.calibration import calibrate
 from pipelines.engine import local
 from pipelines.errors import InputError, StoppedError, TileError
 from pipelines.filling import fill_invalid
+from pipelines.flow import TileWork, run_tiles
 from pipelines.grid import Box
 from pipelines.image import Header, Source, TurnedSource
 from pipelines.planning import Plan
@@ -24,7 +25,7 @@ from pipelines.product import StoredProduct, field_of_view
 from pipelines.report import Stopwatch, peak_bytes
 from pipelines.sizing import CHUNK
 from pipelines.store import Ledger, Record, Store
-from pipelines.worker import TileWork, Worker, run_tiles
+from pipelines.worker import Worker
 from pipelines.workspace import disk_failed
 from pipelines.zarr_image import Statistics, doubts, write_image
 

@@ -40,7 +40,7 @@ COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
 class Record:
     """One finished or failed tile. checksum: CRC-32C of the shard; before: what the projection met in each channel.
 
-    (Sum of squares, count and maximum of the residual.)
+    (Sum of squares, count and maximum of the residual.) threads: cores that the seconds of the network were spent on.
     """
 
     tile: int
@@ -48,6 +48,7 @@ class Record:
     checksum: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     before: tuple[tuple[float, int, float], ...] = ()
+    threads: int = 1
     error: str = ""
 
 

@@ -66,7 +66,7 @@ class Span:
         place, rows, estimate = self.place, write, write
         if place.changed:
             margin = self.support + self.reach
-            low, high = self._nearest(write)
+            low, high = self.nearest(write)
             first = min(place.coarse, max(0, low - margin))
             rows = (first, max(first, min(place.coarse, high + margin + 1)))  # empty far outside the input
             if rows[0] < rows[1]:  # samples seen by those rows, and never fewer than are written
@@ -75,14 +75,14 @@ class Span:
                     min(write[0], max(0, math.floor(see[0]))),
                     max(write[1], min(place.fine, math.ceil(see[1]) + 1)),
                 )
-        low, high = self._nearest(estimate)
+        low, high = self.nearest(estimate)
         low, stop = low - self.halo, high + self.halo + 1
         if place.changed and rows[0] < rows[1]:
             low, stop = min(low, rows[0]), max(stop, rows[1])
         start = math.floor(low / self.multiple_of) * self.multiple_of
         return (start, stop), rows, estimate, write
 
-    def _nearest(self, fine: tuple[int, int]) -> tuple[int, int]:
+    def nearest(self, fine: tuple[int, int]) -> tuple[int, int]:
         """Coarse samples nearest to the first and last fine sample of a range."""
         first, last = (self.place.coordinates(i, i + 1)[0] for i in (fine[0], fine[1] - 1))
         return math.floor(first + Fraction(1, 2)), math.floor(last + Fraction(1, 2))

@@ -1,22 +1,16 @@
 """One tile: read, interpolate, refine, project, write, record.
 
 A pure function of the plan, the calibration and the coarse samples, so any worker, in any order, makes the same bytes.
-
-`run_tiles` overlaps the three kinds of work: a reader thread one tile ahead, the arithmetic in the caller's thread, a
-writer thread one tile behind.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import queue
-import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -24,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pipelines import heap, interpolation
+from pipelines import interpolation
 from pipelines.degradation import Degradation, Profile, along
-from pipelines.errors import StoreError, TruescaleError
+from pipelines.errors import StoreError, TruescaleError, UsageError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition, Predictor, load
-from pipelines.planning import Calibration, Plan, solved
+from pipelines.planning import Calibration, Plan, libraries, solved
 from pipelines.projection import Residual, Solver, Spectrum
 from pipelines.sizing import SPECTRA_BYTES, process_bytes
 from pipelines.store import Ledger, Record, Store
@@ -50,7 +44,10 @@ class Window:
 
 
 class Worker:
-    """What all tiles of one run share: plan, calibration, arrays, network, matrices. Thread-safe."""
+    """What all tiles of one run share: plan, calibration, arrays, network, matrices. Thread-safe.
+
+    Raises UsageError where the libraries are not those of the plan.
+    """
 
     def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:
         self.store = Store(folder)
@@ -58,6 +55,7 @@ class Worker:
         if data is None or calibration is None:
             raise StoreError(what="the work folder holds no plan", fix="start the run again")
         self.plan = Plan.from_json(data)
+        _refuse_other_libraries(self.plan)
         self.calibration = Calibration.from_json(calibration)
         self.card = self.plan.card
         self.cover, self.solved = self.plan.cover(self.card), solved(self.plan)
@@ -112,14 +110,14 @@ class Worker:
                 found = found.merged(first)
             before.append((found.sum_squares, found.count, found.maximum))
         seconds["projection"] = time.perf_counter() - started
-        return result, Record(tile.index, self.plan.run_hash, 0, seconds, tuple(before))
+        threads = self._threads if self._threads and self._device != "cuda" else 1
+        return result, Record(tile.index, self.plan.run_hash, 0, seconds, tuple(before), threads)
 
     def write(self, tile: Tile, values: NDArray[np.floating], record: Record, ledger: Ledger, writer: str) -> Record:
         """Write the shard, then its record: in that order."""
         started = time.perf_counter()
         checksum = self.store.write_shard(self._fine, values, self.cover.position(tile.index))
-        seconds = {**record.seconds, "write": time.perf_counter() - started}
-        done = Record(record.tile, record.run, checksum, seconds, record.before)
+        done = replace(record, checksum=checksum, seconds={**record.seconds, "write": time.perf_counter() - started})
         ledger.append(writer, done)
         return done
 
@@ -222,39 +220,6 @@ class Worker:
         return matrix, self._spectra.of(matrix)
 
 
-@dataclass(frozen=True, slots=True)
-class TileWork:
-    """Makes tiles of a work folder in any process that sees the folder: small and picklable."""
-
-    folder: str
-    run: str
-    device: str
-    threads: int
-
-    def load(self) -> Callable[[Sequence[int]], list[Record]]:
-        """The work itself, for groups of tiles: plan read, network loaded by its path and its hash verified."""
-        worker = Worker(Path(self.folder), device=self.device, threads=self.threads)
-        worker.predictor  # noqa: B018 - loaded once
-
-        def stopped() -> bool:
-            """The folder says so, or it is another run's by now: this process may have been cut off from its own."""
-            plan = worker.store.read_json("plan.json")
-            return worker.store.stop.exists() or plan is None or Plan.from_json(plan).run_hash != self.run
-
-        def make(tiles: Sequence[int]) -> list[Record]:
-            """Make the tiles that are not done yet; those that failed have an error."""
-            ledger, place = Ledger(worker.store, self.run), worker.cover.position
-            begun = [t for t in tiles if worker.store.shard_path(place(t)).exists()]  # by a process that was lost
-            kept = set(begun) - set(ledger.missing(begun, place) if begun else ())
-            found: list[Record] = []
-            writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-            todo = [t for t in tiles if t not in kept]
-            run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=stopped)
-            return found
-
-        return make
-
-
 class _Spectra:
     """Eigenvectors by the content of their matrix (most tiles of a large image share one), within SPECTRA_BYTES."""
 
@@ -286,6 +251,17 @@ def _nearest_box(box: Box, inside: Box) -> Box:
     return Box(start, stop)
 
 
+def _refuse_other_libraries(plan: Plan) -> None:
+    here = libraries(plan.libraries)
+    other = [f"{name} {here[name]}, not {told}" for name, told in plan.libraries.items() if here[name] != told]
+    if other:
+        raise UsageError(
+            what=f"a process has other libraries than the run was planned with ({'; '.join(other)})",
+            why="other versions round differently, and the product would be a mixture",
+            fix="install the same versions wherever its tiles are made",
+        )
+
+
 def _own_rows(tile: Tile, places: Sequence[Placement]) -> Box:
     """Coarse samples whose centre lies in the write box: they partition the image over the tiles."""
     start, stop = [], []
@@ -296,68 +272,3 @@ def _own_rows(tile: Tile, places: Sequence[Placement]) -> Box:
         start.append(max(tile.rows.start[a], int(first)))
         stop.append(max(start[-1], min(tile.rows.stop[a], int(last))))
     return Box(tuple(start), tuple(stop))
-
-
-def run_tiles(
-    worker: Worker,
-    tiles: Sequence[int],
-    *,
-    writer: str,
-    on_done: Callable[[Record], None],
-    stopped: Callable[[], bool],
-) -> None:
-    """Make the tiles, one writer. A tile that fails is reported with its error and does not stop the others.
-
-    StoreError (a full disk) ends the work: no later tile could be written either.
-    """
-    ledger = Ledger(worker.store, worker.plan.run_hash)
-    ahead: queue.Queue[tuple[Tile, Window | BaseException] | None] = queue.Queue(1)
-    behind: queue.Queue[tuple[Tile, NDArray[np.floating], Record] | None] = queue.Queue(1)
-    broken: list[BaseException] = []
-
-    def failed(index: int, error: BaseException) -> None:
-        on_done(Record(index, worker.plan.run_hash, error=str(error) or type(error).__name__))
-
-    def reading() -> None:
-        try:
-            for index in tiles:
-                if stopped() or broken:
-                    break
-                tile = worker.cover[index]
-                try:
-                    ahead.put((tile, worker.read(tile)))
-                except Exception as error:  # noqa: BLE001 - handed to the caller's thread, which reports the tile
-                    ahead.put((tile, error))
-        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
-            broken.append(error)
-        finally:
-            ahead.put(None)
-
-    def writing() -> None:
-        while (item := behind.get()) is not None:
-            if broken:
-                continue
-            try:
-                on_done(worker.write(*item, ledger, writer))
-            except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
-                broken.append(error)
-
-    threads = [threading.Thread(target=reading, daemon=True), threading.Thread(target=writing, daemon=True)]
-    for thread in threads:
-        thread.start()
-    while (item := ahead.get()) is not None:
-        tile, window = item
-        if broken or stopped():
-            continue
-        try:
-            if isinstance(window, BaseException):
-                raise window
-            behind.put((tile, *worker.compute(tile, window)))
-            heap.trim(worker.trim_bytes)
-        except Exception as error:  # noqa: BLE001 - one tile must not stop the others
-            failed(tile.index, error)
-    behind.put(None)
-    for thread in threads:
-        thread.join()
-    if broken:
-        raise broken[0]

@@ -14,16 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.errors import BudgetError, InputError, StoreError, TruescaleError, UsageError
-from pipelines.planning import Plan
+from pipelines.planning import NO_BYTES, Plan
 from pipelines.request import bytes_text
 from pipelines.sizing import continued
 from pipelines.store import OWN_FILES, Ledger, Store
 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """What a system answers where one may not write."""
-
-NO_BYTES = ("workers", "threads", "memory_bytes", "predicted_bytes", "overwrite")
-"""Of a plan: what changes no byte of the product, and may differ when a run is resumed."""
 
 DISK_MARGIN = 1.1
 """Free space asked for, over the plan's upper bound."""
@@ -168,10 +165,8 @@ def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
             ) from error
         made = continued(made, before)
         if (before.run_hash, before.device) != (made.run_hash, made.device):
-            own, other = made.to_json(), before.to_json()
-            names = [k for k in own if own[k] != other.get(k) and k not in NO_BYTES]
             raise InputError(
-                what=f"the work folder belongs to another run (different: {', '.join(names)})",
+                what=f"the work folder belongs to another run (different: {', '.join(_differences(before, made))})",
                 why="mixing both would spoil the product",
                 fix="leave out --resume to start again",
             )
@@ -190,6 +185,18 @@ def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
             store.folder.rmdir()  # only if it is empty
         raise disk_failed("the work folder", error) from error
     return made
+
+
+def _differences(before: Plan, made: Plan) -> Iterator[str]:
+    """Names of what may change a byte and is not as it was; of libraries with their versions."""
+    old, new = before.to_json(), made.to_json()
+    for name in new:
+        if name == "libraries":
+            known = sorted({*before.libraries, *made.libraries})
+            pairs = [(key, before.libraries.get(key, "unknown"), made.libraries.get(key, "none")) for key in known]
+            yield from (f"{key} {was}, now {now}" for key, was, now in pairs if was != now)
+        elif old.get(name) != new[name] and (name == "device" or name not in NO_BYTES):
+            yield name
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from pipelines import runner, shards
 from pipelines.bench import scenes
 from pipelines.bench.child import Work, memory_bytes
 from pipelines.bench.nets import CONDITION, Doubler, WholeNet, shipped, whole_volume
+from pipelines.decisions import writers_for
 from pipelines.engine import cluster, local
+from pipelines.flow import TileWork, run_tiles
 from pipelines.grid import Box
 from pipelines.job import Job
 from pipelines.networks import Condition, load
@@ -27,9 +29,10 @@ from pipelines.networks.certificate import certify
 from pipelines.networks.predictor import LatticePredictor
 from pipelines.planning import Plan, cover
 from pipelines.request import Request
+from pipelines.stages import cores
 from pipelines.store import Ledger, Record, Store, create_array
 from pipelines.tiles import Tile
-from pipelines.worker import TileWork, Worker, run_tiles
+from pipelines.worker import Worker
 
 SHARDS = 4
 """Shards written at a time: one is over in 30 ms."""
@@ -43,6 +46,7 @@ def never() -> bool:
 def engine(folder: str, device: str = "cpu") -> Work:
     """All tiles of a prepared work folder, from zarr to zarr: what `upscale` does between calibration and export."""
     worker = Worker(Path(folder), device=device, threads=1)
+    worker.plan = replace(worker.plan, writers=writers_for(device, worker.card, cores()))
     worker.predictor  # noqa: B018 - loaded before the clock starts
 
     def work() -> dict[str, Any]:

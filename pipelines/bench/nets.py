@@ -15,8 +15,9 @@ from torch.nn import functional
 from pipelines import card as cards
 from pipelines.card import ModelCard
 from pipelines.networks import Condition
-from pipelines.networks.lattice import HEAD_GAIN, LEAK, LatticeNet, LatticeOptions, condition_features, fold_columns
+from pipelines.networks.lattice import HEAD_GAIN, LEAK, LatticeNet, condition_features, fold_columns
 from pipelines.networks.lattice import unfold_columns as unfold
+from pipelines.networks.shape import LatticeOptions
 
 CONDITION = Condition(blur_fwhm_coarse=(1.0,), noise_over_scale=(0.0,))
 """What every case tells the network, so that all compute the same."""

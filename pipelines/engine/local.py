@@ -1,4 +1,4 @@
-"""The tiles of one process: a thread per worker, each with its own share and its own ledger file."""
+"""The tiles of one process: a thread per worker, each with its own share and its own ledger files."""
 
 from __future__ import annotations
 

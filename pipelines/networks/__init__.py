@@ -7,8 +7,9 @@ else, so that tiles agree with the whole. Torch is imported by `load` only.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,24 @@ from numpy.typing import NDArray
 from pipelines.card import ModelCard
 from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
+from pipelines.tiles import Cover
 
-NETWORKS: dict[str, str] = {"lattice": "pipelines.networks.predictor:load"}
-"""Family named by a card -> 'module:function', called with (card, device, threads, precision)."""
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Two 'module:function': one loads a network, called with (card, device, threads, precision).
+
+    The other counts its multiply-adds, called with (options, cover) and without torch.
+    """
+
+    load: str
+    multiply_adds: str
+
+
+NETWORKS: dict[str, Family] = {
+    "lattice": Family("pipelines.networks.predictor:load", "pipelines.networks.shape:multiply_adds")
+}
+"""Families that a card can name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +92,29 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None, preci
 
     precision: 'fp32', or 'bf16' for the body of the network; sums, the head and all else stay in float32.
     """
+    if device == "auto":
+        device = "cuda" if has_cuda() else "cpu"
+    predictor: Predictor = _function(_family(card).load)(card, device, threads, precision)
+    return predictor
+
+
+def multiply_adds(card: ModelCard, cover: Cover) -> float:
+    """Of the network for one channel of all tiles, 0 without one. Needs no torch."""
+    return float(_function(_family(card).multiply_adds)(card.options, cover)) if card.network else 0.0
+
+
+def _family(card: ModelCard) -> Family:
     if card.network not in NETWORKS:
         raise ModelError(
             what=f"the model {card.name} names the network '{card.network}', which is not known here",
             fix=f"known are {', '.join(sorted(NETWORKS))}; update truescale or choose another model",
         )
-    if device == "auto":
-        device = "cuda" if has_cuda() else "cpu"
-    module, _, name = NETWORKS[card.network].partition(":")
-    make = getattr(importlib.import_module(module), name)
-    predictor: Predictor = make(card, device, threads, precision)
-    return predictor
+    return NETWORKS[card.network]
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), name))
 
 
 def has_cuda() -> bool:

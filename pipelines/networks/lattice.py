@@ -10,60 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, Self, cast
+from typing import cast
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.networks.shape import LatticeOptions
+
 LEAK = 0.1
 """Slope of the activation below zero: scale-equivariant like ReLU, and no unit dies in a short training."""
 
 HEAD_GAIN = 0.1
 """Keeps the first steps of K added maps as small as those of one."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatticeOptions:
-    """Shape of a network, as its card holds it.
-
-    channels, blocks: width and number of residual blocks; basis: maps K of the head; planes: neighbouring planes that
-    are read together (odd); fold: in-plane samples folded into channels; thin: every second convolution spans one
-    sample along the first axis; phases: upsampled axes (1: the first of a plane, 2: both); hidden: width of the MLPs.
-    """
-
-    channels: int = 64
-    blocks: int = 6
-    basis: int = 20
-    planes: int = 1
-    fold: int = 1
-    thin: bool = False
-    phases: int = 2
-    hidden: int = 64
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Self:
-        """From the plain values of a card. Raises TypeError for unknown names."""
-        return cls(**options)
-
-    def to_json(self) -> dict[str, int | bool]:
-        """Plain values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @property
-    def margin(self) -> tuple[int, int]:
-        """Lattice samples per side that the valid convolutions consume: (first axis, folded second axis)."""
-        second = 2 + 2 * self.blocks
-        return (2 + self.blocks if self.thin else second), second
-
-    @property
-    def halo(self) -> tuple[int, int]:
-        """Coarse samples per side on (first axis, second axis), for any phase of the fold."""
-        first, second = self.margin
-        return first, second * self.fold + self.fold - 1
 
 
 def condition_features(scale: float, blur_fwhm_coarse: float, noise_over_scale: float) -> tuple[float, float, float]:

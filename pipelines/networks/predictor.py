@@ -21,20 +21,11 @@ from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition
 from pipelines.networks.certificate import certify
-from pipelines.networks.lattice import (
-    LatticeNet,
-    LatticeOptions,
-    condition_features,
-    locate,
-    place_pixels,
-    place_rows,
-)
+from pipelines.networks.lattice import LatticeNet, condition_features, locate, place_pixels, place_rows
+from pipelines.networks.shape import BLOCK, LatticeOptions
 
 BATCH_SAMPLES = 32768
 """Lattice samples a network sees at once: their features stay near the processor's caches."""
-
-BLOCK = 384
-"""Most coarse samples of a side of an image that are computed together."""
 
 MOST_PHASES = 64
 """Of the distinct positions of fine samples between coarse ones: a head for each of more costs more than it saves."""

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pipelines.card import ModelCard
 from pipelines.errors import UsageError
-from pipelines.networks.lattice import LatticeNet, LatticeOptions, place_pixels, place_rows
+from pipelines.networks.lattice import LatticeNet, place_pixels, place_rows
+from pipelines.networks.shape import LatticeOptions
 from pipelines.training.pairs import MAKERS, Pair, Scene, generator, load_rasters, load_volumes
 
 CHARBONNIER = 0.1

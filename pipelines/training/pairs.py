@@ -23,7 +23,8 @@ from pipelines.formats import open_source
 from pipelines.grid import Box, Placement, fine_length
 from pipelines.interpolation import matrix as interpolation_matrix
 from pipelines.networks.consistency import Twin
-from pipelines.networks.lattice import LatticeOptions, condition_features, locate
+from pipelines.networks.lattice import condition_features, locate
+from pipelines.networks.shape import LatticeOptions
 from pipelines.projection import Solver, Spectrum, project, stable_weight, stein_weight
 from pipelines.tiles import reflected
 

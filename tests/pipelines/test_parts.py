@@ -11,11 +11,11 @@ import pytest
 
 from pipelines import runner
 from pipelines.errors import InputError, UsageError
+from pipelines.flow import TileWork
 from pipelines.job import Job
 from pipelines.planning import Plan
 from pipelines.request import Request
 from pipelines.store import Store
-from pipelines.worker import TileWork
 from pipelines.workspace import held
 from tests.pipelines.files import Run, smooth, write_raster
 

@@ -381,3 +381,26 @@ def test_a_run_called_again_after_its_end_leaves_the_product_alone(run: Run, thi
     assert not json.loads(run(*plan, "--noise", "3")[1])["done"]
     assert run(*common, "--overwrite", "--resume", "--noise", "3")[0] == 0
     assert (tmp_path / "o.nii.gz").stat().st_mtime_ns > before
+
+
+def test_a_run_is_not_resumed_with_other_libraries(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--work", tmp_path / "work", "--quiet")
+    assert run(*asked)[0] == 0
+    store = Store(tmp_path / "work")
+    plan = store.read_json("plan.json") or {}
+    assert set(plan["libraries"]) == {"numpy", "scipy"}  # torch made nothing
+    store.write_json("plan.json", {**plan, "libraries": {**plan["libraries"], "scipy": "1.0"}})
+    code, _, err = run(*asked, "--overwrite", "--resume")
+    assert code == 3
+    assert f"another run (different: scipy 1.0, now {plan['libraries']['scipy']})" in err
+
+
+def test_more_readers_and_writers_are_no_other_run(run: Run, thick: Path, tmp_path: Path) -> None:
+    asked = ("upscale", thick, tmp_path / "o.nii.gz", "--model", "floor", "--work", tmp_path / "work", "--quiet")
+    assert run(*asked)[0] == 0
+    code, out, err = run(*asked, "--overwrite", "--resume", "--readers", "2", "--writers", "2", "--json")
+    assert code == 0, err
+    report = json.loads(out.splitlines()[-1])
+    assert report["tiles_resumed"] == report["tiles"]

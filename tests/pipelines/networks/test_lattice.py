@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement, fine_length
 from pipelines.networks import Condition
-from pipelines.networks.lattice import LatticeNet, LatticeOptions, locate
+from pipelines.networks.lattice import LatticeNet, locate
 from pipelines.networks.predictor import LatticePredictor
+from pipelines.networks.shape import LatticeOptions
 from pipelines.tiles import reflected
 
 VOLUME = LatticeOptions(channels=8, blocks=2, basis=5, planes=3, fold=2, thin=True, phases=1, hidden=16)

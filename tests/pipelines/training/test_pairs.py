@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.networks.lattice import LatticeOptions
+from pipelines.networks.shape import LatticeOptions
 from pipelines.training.pairs import (
     MAKERS,
     Pair,

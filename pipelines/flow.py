@@ -1,0 +1,230 @@
+"""The tiles of one process: readers -> arithmetic -> writers, the counts of both as the plan says.
+
+The queues between them hold one tile each, so memory does not grow: a reader waits until its tile is taken, and so does
+the arithmetic, which stays in the caller's thread. Neither the counts nor the order change a byte.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import heap
+from pipelines.planning import Plan
+from pipelines.store import Ledger, Record
+from pipelines.tiles import Tile
+from pipelines.worker import Window, Worker
+
+log = logging.getLogger(__name__)
+
+STUCK_S = 600.0
+"""Without a step of any tile for so long something may hang: reading and writing one takes seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileWork:
+    """Makes tiles of a work folder in any process that sees the folder: small and picklable."""
+
+    folder: str
+    run: str
+    device: str
+    threads: int
+
+    def load(self) -> Callable[[Sequence[int]], list[Record]]:
+        """The work itself, for groups of tiles: plan read, network loaded by its path and its hash verified."""
+        worker = Worker(Path(self.folder), device=self.device, threads=self.threads)
+        worker.predictor  # noqa: B018 - loaded once
+
+        def stopped() -> bool:
+            """The folder says so, or it is another run's by now: this process may have been cut off from its own."""
+            plan = worker.store.read_json("plan.json")
+            return worker.store.stop.exists() or plan is None or Plan.from_json(plan).run_hash != self.run
+
+        def make(tiles: Sequence[int]) -> list[Record]:
+            """Make the tiles that are not done yet; those that failed have an error."""
+            ledger, place = Ledger(worker.store, self.run), worker.cover.position
+            begun = [t for t in tiles if worker.store.shard_path(place(t)).exists()]  # by a process that was lost
+            kept = set(begun) - set(ledger.missing(begun, place) if begun else ())
+            found: list[Record] = []
+            writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+            todo = [t for t in tiles if t not in kept]
+            run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=stopped)
+            return found
+
+        return make
+
+
+def run_tiles(
+    worker: Worker,
+    tiles: Sequence[int],
+    *,
+    writer: str,
+    on_done: Callable[[Record], None],
+    stopped: Callable[[], bool],
+) -> None:
+    """Make the tiles. One that fails is reported with its error and does not stop the others.
+
+    writer: begins the names of the ledger files, one for each thread that writes; on_done: called in these threads.
+    StoreError (a full disk) ends the work: no later tile could be written either.
+    """
+    with Watchdog() as watch:
+        _Flow(worker, tiles, on_done, stopped, watch).run(writer)
+
+
+class _Flow:
+    """What the threads of one call of `run_tiles` share."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        tiles: Sequence[int],
+        on_done: Callable[[Record], None],
+        stopped: Callable[[], bool],
+        watch: Watchdog,
+    ) -> None:
+        self._worker, self._on_done, self._stopped, self._watch = worker, on_done, stopped, watch
+        self._tiles, self._handing_out = iter(tiles), threading.Lock()
+        self._ahead: queue.Queue[tuple[Tile, Window | Exception] | None] = queue.Queue(1)
+        self._behind: queue.Queue[tuple[Tile, NDArray[np.floating], Record] | None] = queue.Queue(1)
+        self._broken: list[Exception] = []
+
+    def run(self, writer: str) -> None:
+        """All of it; None in a queue ends one reader or writer. Raises the first error that nothing can follow."""
+        plan = self._worker.plan
+        readers = [threading.Thread(target=self._read, daemon=True) for _ in range(plan.readers)]
+        names = [f"{writer}.{number}" for number in range(plan.writers)]
+        writers = [threading.Thread(target=self._write, args=(name,), daemon=True) for name in names]
+        for thread in (*readers, *writers):
+            thread.start()
+        reading = len(readers)
+        while reading:
+            reading -= not self._compute_next()
+        for _ in writers:
+            self._behind.put(None)
+        for thread in (*readers, *writers):
+            thread.join()
+        if self._broken:
+            raise self._broken[0]
+
+    def _over(self) -> bool:
+        """Whether no other tile is to be begun."""
+        try:
+            return bool(self._broken) or self._stopped()
+        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+            self._broken.append(error)
+            return True
+
+    def _read(self) -> None:
+        try:
+            while (index := self._next()) is not None:
+                tile = self._worker.cover[index]
+                self._ahead.put((tile, self._window(tile)))
+        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+            self._broken.append(error)
+        finally:
+            self._ahead.put(None)
+
+    def _next(self) -> int | None:
+        with self._handing_out:
+            return None if self._over() else next(self._tiles, None)
+
+    def _window(self, tile: Tile) -> Window | Exception:
+        try:
+            with self._watch.step(f"reading tile {tile.index}"):
+                return self._worker.read(tile)
+        except Exception as error:  # noqa: BLE001 - handed to the caller's thread, which reports the tile
+            return error
+
+    def _compute_next(self) -> bool:
+        """Make the next tile that has been read; False once a reader has ended."""
+        item = self._ahead.get()
+        if item is None or self._over():
+            return item is not None
+        tile, window = item
+        try:
+            if isinstance(window, Exception):
+                raise window
+            with self._watch.step(f"computing tile {tile.index}"):
+                made = self._worker.compute(tile, window)
+            self._behind.put((tile, *made))
+            heap.trim(self._worker.trim_bytes)
+        except Exception as error:  # noqa: BLE001 - one tile must not stop the others
+            text = str(error) or type(error).__name__
+            self._on_done(Record(tile.index, self._worker.plan.run_hash, error=text))
+        return True
+
+    def _write(self, name: str) -> None:
+        ledger = Ledger(self._worker.store, self._worker.plan.run_hash)  # one writer, one file
+        while (item := self._behind.get()) is not None:
+            if self._broken:
+                continue
+            try:
+                with self._watch.step(f"writing tile {item[0].index}"):
+                    record = self._worker.write(*item, ledger, name)
+                self._on_done(record)
+            except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+                self._broken.append(error)
+
+
+class Watchdog:
+    """Says so, once, when no step ends for STUCK_S; with the log at DEBUG, where every thread stands.
+
+    It ends nothing: a step may only be slow, and a thread that hangs in a file system cannot be ended.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[int, str] = {}
+        self._moved = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """A step of a tile, of this thread."""
+        self._steps[threading.get_ident()] = name
+        try:
+            yield
+        finally:
+            del self._steps[threading.get_ident()]
+            self._moved = time.monotonic()
+
+    def _watch(self) -> None:
+        told = None
+        while not self._ended.wait(STUCK_S / 10):
+            moved, steps = self._moved, sorted(self._steps.copy().values())
+            if time.monotonic() - moved < STUCK_S or told == moved:
+                continue
+            told = moved
+            log.error(
+                "no step of a tile has ended for %.3g minutes: %s. Slow, or a file system that hangs. "
+                "Wait, or stop the run (Ctrl-C twice): --resume goes on.",
+                STUCK_S / 60,
+                ", ".join(steps) or "waiting",
+            )
+            if log.isEnabledFor(logging.DEBUG):
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
