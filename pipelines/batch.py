@@ -170,7 +170,14 @@ def run(
             stop = Path(folder) / "stop"  # processes of this machine see it; others end the input in hand
             work = partial(_some, str(stop))
             engine.run(
-                client, work, list(enumerate(jobs)), most=1, on_done=on_done, stopped=stopped, on_stop=stop.touch
+                client,
+                work,
+                list(enumerate(jobs)),
+                most=1,
+                on_done=on_done,
+                stopped=stopped,
+                on_stop=stop.touch,
+                on_wait=lambda: progress("waiting", 0, 0),
             )
     return [found[number] for number in sorted(found)]
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import formats, heap
+from pipelines.engine.crew import Crew
 from pipelines.errors import InputError, StoppedError, StoreError
 from pipelines.image import Header, Source
 from pipelines.planning import Calibration, Plan
-from pipelines.product import WatchedSource
 from pipelines.report import RunReport, Stopwatch, report_path, summarise, write_report
+from pipelines.spreading import SpreadSource
 from pipelines.stages import Progress, product_of
 from pipelines.store import Record, Store
 from pipelines.verification import Verification, verify
@@ -25,6 +26,7 @@ def finished(
     store: Store,
     opened: Source,
     made: Plan,
+    crew: Crew,
     paths: Paths,
     watch: Stopwatch,
     progress: Progress,
@@ -48,7 +50,7 @@ def finished(
     staged = _staged(paths.output)
     try:
         with watch.stage("export"):
-            counts = _exported(store, opened, made, staged, step("export"))
+            counts = _exported(store, opened, made, crew, staged, step("export"))
         with watch.stage("verify"):
             checked, written = _verified(store, made, staged, step("verify"))
         calibration = Calibration.from_json(store.read_json("calibration.json") or {"channels": []})
@@ -75,12 +77,12 @@ def _staged(output: Path) -> Path:
 
 
 def _exported(
-    store: Store, opened: Source, made: Plan, staged: Path, on_rows: Callable[[int, int], None]
+    store: Store, opened: Source, made: Plan, crew: Crew, staged: Path, on_rows: Callable[[int, int], None]
 ) -> dict[str, float]:
     """Write the product; counts worth reporting. Raises InputError if the input has gone, ExportError."""
     heap.trim()
     try:
-        product = WatchedSource(product_of(store, opened.header, made), on_rows)
+        product = SpreadSource(product_of(store, opened.header, made), on_rows, crew, store, made.run_hash)
         counts = formats.sink_for(staged).write(product, opened, staged, _note(made))
     except FileNotFoundError as error:
         raise InputError(

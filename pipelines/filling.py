@@ -6,6 +6,9 @@ measured. Filling reads valid samples only, so the order of the blocks does not 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.grid import Box
+from pipelines.image import Source
 from pipelines.store import Store
 
 SIGMA = 3.0
@@ -22,34 +26,52 @@ SIGMA = 3.0
 REACH = 12
 """Samples beyond which a hole is filled with the mean."""
 
+CHUNKS = 4
+"""Side of what is filled at a time, in chunks: what is read around it counts little."""
 
-def fill_invalid(folder: Path) -> None:
-    """Fill the invalid samples of WORK/coarse.zarr in place."""
+
+def fill_invalid(folder: Path, image: Source) -> None:
+    """Fill the invalid samples of WORK/coarse.zarr in place. image: the same samples; it says who does the boxes."""
     store = Store(folder)
-    samples, valid = store.array(store.coarse), store.array(store.coarse, "valid")
-    shape = tuple(int(n) for n in samples.shape[1:])
-    step = tuple(int(c) * 4 for c in samples.chunks[1:])
+    valid = store.array(store.coarse, "valid")
+    shape = tuple(int(n) for n in valid.shape[1:])
+    step = tuple(int(c) * CHUNKS for c in valid.chunks[1:])  # whole chunks: each has one writer
     starts = np.stack(np.meshgrid(*[range(0, n, s) for n, s in zip(shape, step, strict=True)], indexing="ij"), -1)
     boxes = [
         Box(tuple(int(v) for v in start), tuple(min(int(v) + s, n) for v, s, n in zip(start, step, shape, strict=True)))
         for start in starts.reshape(-1, len(shape))
     ]
-    index: Any
+    known = image.each(partial(_known, folder), boxes)
+    totals = [sum(part[c][0] for part in known) for c in range(int(valid.shape[0]))]
+    counts = [sum(part[c][1] for part in known) for c in range(int(valid.shape[0]))]
+    means = tuple(total / count if count else 0.0 for total, count in zip(totals, counts, strict=True))
+    holes = [b for b, part in zip(boxes, known, strict=True) if any(n < math.prod(b.shape) for _, n in part)]
+    image.each(partial(_fill, folder, means), holes)
+
+
+def _known(folder: Path, _: Source, box: Box) -> list[tuple[float, int]]:
+    """Sum and number of the valid samples of a box, per channel."""
+    store = Store(folder)
+    samples, valid = store.array(store.coarse), store.array(store.coarse, "valid")
+    found = []
     for c in range(int(samples.shape[0])):
-        holes, total, count = [], 0.0, 0
-        for box in boxes:
-            index = (c, *box.slices)
-            known, values = np.asarray(valid[index], bool), np.asarray(samples[index], np.float64)
-            total, count = total + float(values[known].sum()), count + int(known.sum())
-            if not known.all():
-                holes.append(box)
-        mean = total / count if count else 0.0
-        for box in holes:
-            outer = box.grow(REACH).clip(shape)
-            index = (c, *outer.slices)
-            filled = _filled(np.asarray(samples[index]), np.asarray(valid[index], bool), mean)
-            index = (c, *box.slices)
-            samples[index] = filled[box.within(outer).slices]
+        index: Any = (c, *box.slices)
+        known, values = np.asarray(valid[index], bool), np.asarray(samples[index], np.float64)
+        found.append((float(values[known].sum()), int(known.sum())))
+    return found
+
+
+def _fill(folder: Path, means: Sequence[float], _: Source, box: Box) -> None:
+    """Fill the holes of a box from the valid samples in it and around it."""
+    store = Store(folder)
+    samples, valid = store.array(store.coarse), store.array(store.coarse, "valid")
+    outer = box.grow(REACH).clip(tuple(int(n) for n in samples.shape[1:]))
+    for c, mean in enumerate(means):
+        own: Any = (c, *box.slices)
+        around: Any = (c, *outer.slices)
+        if not np.asarray(valid[own], bool).all():
+            filled = _filled(np.asarray(samples[around]), np.asarray(valid[around], bool), mean)
+            samples[own] = filled[box.within(outer).slices]
 
 
 def _filled(values: NDArray[np.floating], known: NDArray[np.bool_], mean: float) -> NDArray[np.floating]:

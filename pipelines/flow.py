@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from pipelines import heap
 from pipelines.planning import Plan
-from pipelines.store import Ledger, Record
+from pipelines.store import Ledger, Record, Store
 from pipelines.tiles import Tile
 from pipelines.worker import Window, Worker
 
@@ -50,11 +51,6 @@ class TileWork:
         worker = Worker(Path(self.folder), device=self.device, threads=self.threads)
         worker.predictor  # noqa: B018 - loaded once
 
-        def stopped() -> bool:
-            """The folder says so, or it is another run's by now: this process may have been cut off from its own."""
-            plan = worker.store.read_json("plan.json")
-            return worker.store.stop.exists() or plan is None or Plan.from_json(plan).run_hash != self.run
-
         def make(tiles: Sequence[int]) -> list[Record]:
             """Make the tiles that are not done yet; those that failed have an error."""
             ledger, place = Ledger(worker.store, self.run), worker.cover.position
@@ -63,10 +59,17 @@ class TileWork:
             found: list[Record] = []
             writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
             todo = [t for t in tiles if t not in kept]
+            stopped = partial(ended, worker.store, self.run)
             run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=stopped)
             return found
 
         return make
+
+
+def ended(store: Store, run: str) -> bool:
+    """Whether a run is to stop, or its folder is another's by now: this process may have been cut off from its own."""
+    plan = store.read_json("plan.json")
+    return store.stop.exists() or plan is None or Plan.from_json(plan).run_hash != run
 
 
 def run_tiles(

@@ -7,11 +7,11 @@ of samples; a Sink pulls boxes of a product, in the order its format likes, from
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import InputError, UsageError
 from pipelines.grid import Box, Grid, Orientation
+
+T = TypeVar("T")
 
 ChannelKind = Literal["image", "classes", "alpha"]
 """image: super-resolved; classes: replicated (nearest), never interpolated; alpha: validity, replicated."""
@@ -202,6 +204,18 @@ class Source(Protocol):
         """
         ...
 
+    @property
+    def anywhere(self) -> bool:
+        """Whether another process could read any box of it as cheaply as this one: no stream, nothing in memory."""
+        return False
+
+    def each(self, work: Callable[[Source, Box], T], boxes: Sequence[Box]) -> list[T]:
+        """What `work(source, box)` returns for every box: called here in turn; another Source may know other places.
+
+        work: picklable, and what it returns is small.
+        """
+        return [work(self, box) for box in boxes]
+
     def close(self) -> None:
         """Release the file, if one is held."""
         return
@@ -308,6 +322,10 @@ class TurnedSource(Source):
     def read(self, box: Box) -> NDArray[np.floating]:
         own = self._orientation.inverse.box(box, self._header.grid.shape)
         return self._orientation.array(self._source.read(own))
+
+    @property
+    def anywhere(self) -> bool:
+        return self._source.anywhere
 
     def close(self) -> None:
         self._source.close()

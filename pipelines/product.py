@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ class StoredProduct(Source):
     """A Source over the finished fine samples: invalid where the nearest coarse sample is, or beyond the input."""
 
     def __init__(self, store: Store, header: Header, plan: Plan) -> None:
-        self._header, self._plan = header, plan
+        self._store, self._header, self._plan = store, header, plan
         self._fine = store.array(store.fine)
         self._valid = store.array(store.coarse, "valid") if store.has_mask() else None
 
@@ -63,9 +64,16 @@ class StoredProduct(Source):
         values[:, ~keep] = np.nan
         return values
 
+    @property
+    def anywhere(self) -> bool:
+        return True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredProduct, (self._store, self._header, self._plan)
+
 
 class WatchedSource(Source):
-    """A product that reports what has been read of it: (rows of the slowest axis so far, all of them)."""
+    """A Source that reports what has been read of it: (rows of the slowest axis so far, all of them)."""
 
     def __init__(self, source: Source, on_read: Callable[[int, int], None]) -> None:
         self._source, self._on_read = source, on_read
@@ -86,3 +94,10 @@ class WatchedSource(Source):
         values = self._source.read(box)
         self._on_read(box.stop[0], self.header.grid.shape[0])
         return values
+
+    @property
+    def anywhere(self) -> bool:
+        return self._source.anywhere
+
+    def close(self) -> None:
+        self._source.close()

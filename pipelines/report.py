@@ -118,6 +118,10 @@ class Stopwatch:
         finally:
             self.add(name, perf_counter() - started)
 
+    def others(self, peaks: Sequence[int]) -> None:
+        """Count the largest memory [bytes] of each other process so far."""
+        self.others_bytes = max(self.others_bytes, sum(peaks))
+
     def add(self, name: str, seconds: float) -> None:
         """Add seconds to a stage."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -22,9 +23,21 @@ from pipelines.image import ArraySource, Header, Source, Told, ToldKind
 from pipelines.job import Job
 from pipelines.networks import has_cuda
 from pipelines.planning import Plan, libraries
+from pipelines.product import WatchedSource
 from pipelines.report import RunReport, Stopwatch, read_report
 from pipelines.request import Device, Precision, Request
-from pipelines.stages import Progress, cores, make_tiles, never, product_header, product_of, quiet, ready, run
+from pipelines.stages import (
+    Progress,
+    cores,
+    crew_of,
+    make_tiles,
+    never,
+    product_header,
+    product_of,
+    quiet,
+    ready,
+    run,
+)
 from pipelines.store import Ledger, Store
 from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import write_image
@@ -137,9 +150,12 @@ def carry_out(
     watch = Stopwatch()
     if job.resume and source is None and not job.paths.work_folder.exists() and (done := kept(job)):
         return done  # nothing to go on with, and nothing left to do
-    with _begun(job, source, watch, on_plan) as (store, opened, made):
-        resumed, records = run(store, opened, made, watch=watch, progress=progress, stopped=stopped, cluster=cluster)
-        return finished(store, opened, made, job.paths, watch, progress, stopped, resumed, records)
+    with (
+        _begun(job, source, watch, on_plan) as (store, opened, made),
+        crew_of(store, made, watch, progress, cluster) as crew,
+    ):
+        resumed, records = run(store, opened, made, crew, watch=watch, progress=progress, stopped=stopped)
+        return finished(store, opened, made, crew, job.paths, watch, progress, stopped, resumed, records)
 
 
 def prepare(
@@ -153,8 +169,9 @@ def prepare(
 
     `run_part` makes the tiles, on any machines that see the folder; `finish` writes the product.
     """
-    with _begun(job, None, Stopwatch(), on_plan) as (store, opened, made):
-        ready(store, opened, made, Stopwatch(), progress, stopped)
+    watch = Stopwatch()
+    with _begun(job, None, watch, on_plan) as (store, opened, made), crew_of(store, made, watch, progress) as crew:
+        ready(store, opened, made, crew, watch, progress, stopped)
         return store.folder
 
 
@@ -174,11 +191,11 @@ def run_part(
         raise UsageError(what=f"there is no part {part} of {parts}", fix="parts count from 1, like 2/8")
     store = Store(folder)
     made = replace(on_device(_stored_plan(store)), workers=1)
-    with one_blas_thread(), held(folder, part=f"{part}-of-{parts}"):
-        watch = Stopwatch()
+    watch = Stopwatch()
+    with one_blas_thread(), held(folder, part=f"{part}-of-{parts}"), crew_of(store, made, watch) as nobody:
         total = made.tile_count
         mine = range((part - 1) * total // parts, part * total // parts)
-        make_tiles(store, made, mine, f"part-{part}-of-{parts}", watch, progress, stopped)
+        make_tiles(store, made, nobody, mine, f"part-{part}-of-{parts}", watch, progress, stopped)
         return len(mine)
 
 
@@ -189,7 +206,7 @@ def finish(folder: Path, *, progress: Progress = quiet, stopped: Callable[[], bo
     """
     store = Store(folder)
     job, made, watch = _stored_job(store), on_device(_stored_plan(store)), Stopwatch()
-    with job.open() as opened, one_blas_thread(), held(folder):
+    with job.open() as opened, one_blas_thread(), held(folder), crew_of(store, made, watch, progress) as crew:
         if opened.identity != made.identity:
             raise InputError(
                 what="the input has changed since the run was prepared",
@@ -203,7 +220,7 @@ def finish(folder: Path, *, progress: Progress = quiet, stopped: Callable[[], bo
                 what=f"{len(missing)} of {made.tile_count} tiles are missing, the first is tile {missing[0]}",
                 fix="run the parts again that have failed, then finish",
             )
-        return finished(store, opened, made, job.paths, watch, progress, stopped, 0, ledger.records())
+        return finished(store, opened, made, crew, job.paths, watch, progress, stopped, 0, ledger.records())
 
 
 def _stored_plan(store: Store) -> Plan:
@@ -233,11 +250,11 @@ def _begun(
     with opened, one_blas_thread():
         with watch.stage("plan"):
             made = _planned(opened, job, paths)
-        on_plan(made)
         with held(paths.work_folder):
             store = Store(paths.work_folder)
             made = prepared(store, made, paths)
             try:
+                on_plan(made)
                 if source is None:
                     store.write_json("job.json", job.absolute().to_json())
                 yield store, opened, made
@@ -332,7 +349,9 @@ def upscale_array(
         made = on_device(plan(source, request, like=like))
         store = Store(Path(folder) / "work")
         store.write_json("plan.json", made.to_json())
-        run(store, source, made, watch=Stopwatch())
+        watch = Stopwatch()
+        with crew_of(store, made, watch) as crew:
+            run(store, source, made, crew, watch=watch)
         return product_of(store, header, made).read(Box.whole(made.product.shape))
 
 
@@ -357,8 +376,8 @@ def ingest(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with opened:
-            header = replace(opened.header.of_kind(kind), problems=())
-            write_image(opened, header, temporary, lambda d, t: progress("read", d, t))
+            watched = WatchedSource(opened, partial(progress, "read"))
+            write_image(watched, replace(opened.header.of_kind(kind), problems=()), temporary)
         remove(path)
         temporary.rename(path)
     except OSError as error:

@@ -30,6 +30,9 @@ EXPLAINED = 1.2
 LOG_EVERY_S = 10.0
 """Seconds between progress lines where stderr is no terminal."""
 
+NOTES = {"waiting": "for workers of the cluster: none is there yet"}
+"""Stages that count nothing: what is said of them."""
+
 
 def to_stdout(text: object) -> None:
     """A result."""
@@ -93,7 +96,9 @@ class Screen:
         if self._quiet:
             return
         with self._lock:
-            if self._live:
+            if stage in NOTES:
+                self.say(f"{stage:<8} {NOTES[stage]}")
+            elif self._live:
                 self._draw(stage, done, total)
             else:
                 self._log(stage, done, total)

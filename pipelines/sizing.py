@@ -118,10 +118,9 @@ def _shard_side(plan: Plan, axis: int, side: int) -> int:
 def predicted_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     """Upper bound of the resident memory of a run with tiles of `shard` fine samples, all its processes together."""
     files = int(HEAP_SLACK["floor"] * _file_bytes(plan))
-    process = process_bytes(plan, card, shard)
-    if plan.workers == 1:
-        return max(process, PROCESS_BYTES["network" if card.network else "floor"] + files)
-    return PROCESS_BYTES["floor"] + files + plan.workers * process
+    alone = PROCESS_BYTES["network" if card.network else "floor"] + files
+    process = max(process_bytes(plan, card, shard), alone)  # each may also read and write bands of images
+    return process if plan.workers == 1 else PROCESS_BYTES["floor"] + files + plan.workers * process
 
 
 def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:

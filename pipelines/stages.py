@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines import heap
 from pipelines.calibration import calibrate
 from pipelines.engine import local
+from pipelines.engine.crew import Crew
 from pipelines.errors import InputError, StoppedError, TileError
 from pipelines.filling import fill_invalid
 from pipelines.flow import TileWork, run_tiles
@@ -24,17 +24,21 @@ from pipelines.planning import Plan
 from pipelines.product import StoredProduct, field_of_view
 from pipelines.report import Stopwatch, peak_bytes
 from pipelines.sizing import CHUNK
+from pipelines.spreading import SpreadSource
 from pipelines.store import Ledger, Record, Store
 from pipelines.worker import Worker
 from pipelines.workspace import disk_failed
-from pipelines.zarr_image import Statistics, doubts, write_image
+from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
 LARGEST = 1e15
 """Samples beyond this are a fault of the file."""
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total) often; must be quick and thread-safe."""
+"""Called with (stage, done, total) often; must be quick and thread-safe.
+
+('waiting', 0, 0): a cluster has had no workers for some seconds; the run goes on once they come.
+"""
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -79,22 +83,34 @@ def _same_field(made: Plan) -> bool:
     return True
 
 
+def crew_of(store: Store, made: Plan, watch: Stopwatch, progress: Progress = quiet, cluster: str | None = None) -> Crew:
+    """Who works for a run beside this process: its workers, here or where `cluster` says."""
+    return Crew(
+        cluster,
+        made.workers,
+        stop=store.stop,
+        ask=peak_bytes,
+        told=watch.others,
+        on_wait=lambda: progress("waiting", 0, 0),
+    )
+
+
 def run(
     store: Store,
     opened: Source,
     made: Plan,
+    crew: Crew,
     *,
     watch: Stopwatch,
     progress: Progress = quiet,
     stopped: Callable[[], bool] = never,
-    cluster: str | None = None,
 ) -> tuple[int, dict[int, Record]]:
     """Ingest, calibrate and make all tiles in a prepared work folder: (tiles found done, records of all).
 
     What an earlier run of the same plan has done is kept.
     """
-    ready(store, opened, made, watch, progress, stopped)
-    done = make_tiles(store, made, range(made.tile_count), "worker", watch, progress, stopped, cluster)
+    ready(store, opened, made, crew, watch, progress, stopped)
+    done = make_tiles(store, made, crew, range(made.tile_count), "worker", watch, progress, stopped)
     lost = Ledger(store, made.run_hash).missing(range(made.tile_count), made.cover(made.card).position)
     if lost:  # a process of an earlier run, cut off from it, may still have been writing
         raise TileError(
@@ -109,12 +125,18 @@ def run(
 
 
 def ready(
-    store: Store, opened: Source, made: Plan, watch: Stopwatch, progress: Progress, stopped: Callable[[], bool]
+    store: Store,
+    opened: Source,
+    made: Plan,
+    crew: Crew,
+    watch: Stopwatch,
+    progress: Progress,
+    stopped: Callable[[], bool],
 ) -> None:
     """Ingest and calibrate, unless it is done."""
     try:
         with watch.stage("read"):
-            _ingest(store, opened, made, progress, stopped)
+            _ingest(store, opened, made, crew, progress, stopped)
         with watch.stage("calibrate"):
             _calibrate(store, made)
         heap.trim()
@@ -122,17 +144,23 @@ def ready(
         raise disk_failed("the work folder", error) from error
 
 
-def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stopped: Callable[[], bool]) -> None:
+def _ingest(
+    store: Store, opened: Source, made: Plan, crew: Crew, progress: Progress, stopped: Callable[[], bool]
+) -> None:
+    """Begun again unless it was whole: `ingest.json` comes last."""
     if (store.read_json("ingest.json") or {}).get("identity") == made.identity:
         return
     shutil.rmtree(store.coarse, ignore_errors=True)
 
-    def on_block(done: int, total: int) -> None:
-        progress("read", done, total)
+    def check(*_: int) -> None:
         if stopped():
             raise StoppedError(what="stopped while reading", fix="the same call with --resume goes on")
 
-    found = write_image(opened, opened.header, store.coarse, on_block)
+    def on_read(done: int, total: int) -> None:
+        progress("read", done, total)
+        check()
+
+    found = write_image(SpreadSource(opened, on_read, crew, store, made.run_hash), opened.header, store.coarse)
     if opened.identity != made.identity:
         raise InputError(
             what="the input has changed while it was read",
@@ -141,7 +169,8 @@ def _ingest(store: Store, opened: Source, made: Plan, progress: Progress, stoppe
         )
     _refuse_empty(found, made)
     if opened.header.may_have_invalid:
-        fill_invalid(store.folder)
+        with ZarrImage(store.coarse) as image:
+            fill_invalid(store.folder, SpreadSource(image, check, crew, store, made.run_hash))
     store.write_json("ingest.json", {"identity": made.identity, "doubts": doubts(opened.header, found)})
 
 
@@ -185,12 +214,12 @@ def _calibrate(store: Store, made: Plan) -> None:
 def make_tiles(
     store: Store,
     made: Plan,
+    crew: Crew,
     wanted: Sequence[int],
     writer: str,
     watch: Stopwatch,
     progress: Progress,
     stopped: Callable[[], bool],
-    cluster: str | None = None,
 ) -> int:
     """Make the tiles asked for that are not done yet. Returns how many were done before."""
     todo = Ledger(store, made.run_hash).missing(wanted, made.cover(made.card).position)
@@ -209,21 +238,14 @@ def make_tiles(
 
     store.stop.unlink(missing_ok=True)
     work = TileWork(str(store.folder.absolute()), made.run_hash, made.device, _threads(made))
-    if todo and (made.workers > 1 or cluster):
-        from pipelines.engine import cluster as engine  # dask takes a second to import
+    if todo and not crew.alone:
 
         def on_group(records: list[Record]) -> None:
             for record in records:
                 on_done(record)
 
-        with (
-            watch.stage("cluster"),
-            engine.client(cluster, made.workers) as client,
-            engine.loaded(client, work.load) as make,
-        ):
-            engine.run(client, make, todo, on_done=on_group, stopped=stopped, on_stop=store.stop.touch)
-            with suppress(OSError, TimeoutError):
-                watch.others_bytes = sum(client.run(peak_bytes).values())
+        with watch.stage("cluster"):
+            crew.do(work.load, todo, on_done=on_group, stopped=stopped)
     elif todo:
         with watch.stage("load"):
             worker = Worker(store.folder, device=made.device, threads=_threads(made))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import socket
@@ -203,16 +204,35 @@ def _differences(before: Plan, made: Plan) -> Iterator[str]:
 def held(folder: Path, part: str = "") -> Iterator[None]:
     """Hold a work folder: two runs of one output would spoil each other. Raises UsageError if another holds it.
 
-    part: hold this part of it alone, beside other parts. The system releases the lock of a process that ends, however
-    it ends. A file system without locks has only the file beside the folder: who made it holds it, and what a killed
-    process left must be removed by hand.
+    part: 'K-of-N', hold this part of it alone, beside other parts of N. The system releases the lock of a process that
+    ends, however it ends. A file system without locks has only the file beside the folder: who made it holds it, and
+    what a killed process left must be removed by hand.
     """
     folder = folder.resolve()  # one name for one folder
     with ExitStack() as stack:
         stack.enter_context(_lock(folder.with_name(folder.name + ".lock"), shared=bool(part)))
         if part:
             stack.enter_context(_lock(folder.with_name(f"{folder.name}.{part}.lock")))
+            _refuse_other_parts(folder, part)  # each holds its own first: of two that come at once, one sees the other
         yield
+
+
+def _refuse_other_parts(folder: Path, part: str) -> None:
+    """Raise UsageError if a part of another number of parts is at work: some tiles would have two writers."""
+    own = f"-of-{part.rpartition('-of-')[2]}.lock"
+    for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.*-of-*.lock")):
+        if path.name.endswith(own):
+            continue
+        try:
+            with _lock(path):  # a killed process has left it: now it goes
+                pass
+        except UsageError as error:
+            other = path.name.removeprefix(f"{folder.name}.").removesuffix(".lock").replace("-of-", " of ")
+            raise UsageError(
+                what=f"part {other} is at work on '{folder.name}'",
+                why=f"parts of another number than {part.replace('-of-', ' of ')} have tiles in common with it",
+                fix=f"{error.fix}, or give the same number of parts",
+            ) from error
 
 
 @contextmanager

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 from pipelines.errors import ExportError, InputError, UsageError
 from pipelines.grid import Box
 from pipelines.image import SLAB_SAMPLES, Header, Source, header_from_json, header_to_json, slabs
-from pipelines.store import COARSE_CHUNK, create_array
+from pipelines.store import COARSE_CHUNK, create_array, write_whole
 
 if TYPE_CHECKING:
     import zarr
@@ -36,6 +40,12 @@ KEPT_FACTS = frozenset(
 """What super-resolving the image again needs; anything else of a header could, with other things, lead to a patient."""
 
 
+BAND_SAMPLES = SLAB_SAMPLES
+"""Samples of all channels that a band of whole chunks should have: what one process writes at a time."""
+
+BEGUN = ".begun"
+"""Folder in an unfinished group with the chunks of bands that are not whole yet."""
+
 NEGATIVE_SHARE = 0.1
 """Negative samples up to this share of the largest are what resampling leaves beside edges."""
 
@@ -47,7 +57,7 @@ class ZarrImage(Source):
     """A Source over a zarr group written by `ingest` or `ZarrSink`."""
 
     def __init__(self, path: Path) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()
         try:
             text = (self._path / "zarr.json").read_bytes()
             data = json.loads(text)["attributes"]["truescale"]
@@ -94,6 +104,10 @@ class ZarrImage(Source):
             self._arrays = samples, zarr.open_array(str(self._path / "valid"), mode="r") if has_mask else None
         return self._arrays
 
+    @property
+    def anywhere(self) -> bool:
+        return True
+
     def close(self) -> None:
         self._arrays = None
 
@@ -131,53 +145,120 @@ def doubts(header: Header, found: Statistics) -> list[str]:
     return [f"samples down to {low:g}: magnitude MR has no negative ones, so its model of the noise does not hold"]
 
 
-def write_image(
-    source: Source, header: Header, path: Path, on_block: Callable[[int, int], None] = lambda _done, _all: None
-) -> Statistics:
-    """Copy a source into a new zarr group, block by block.
+def write_image(source: Source, header: Header, path: Path) -> Statistics:
+    """Copy a source into a new zarr group, band by band: whole chunks, so that each has one writer, wherever it is.
 
     `zarr.json` of the group comes last, so a folder without it is incomplete.
     """
     count, grid = len(header.channels), header.grid
     shape = (count, *grid.shape)
     chunks = tuple(min(c, n) for c, n in zip(COARSE_CHUNK[grid.ndim], grid.shape, strict=True))
-    samples = create_array(path, "samples", shape, header.working.name, (1, *chunks), None)
-    valid = (
-        create_array(path, "valid", shape, "bool", (1, *chunks), None, fill=True) if header.may_have_invalid else None
-    )
-    number = np.zeros(count, np.int64)
-    low, high = np.full(count, np.inf), np.full(count, -np.inf)
-    done = digest = 0
-    for box in source.blocks(max(SLAB_SAMPLES // count, 1)):
-        values = source.read(box)
-        known = np.isfinite(values)
-        if valid is None and not known.all():
-            raise InputError(
-                what="the input has invalid samples although its header rules them out", fix="set may_have_invalid"
-            )
-        digest = zlib.crc32(np.ascontiguousarray(values).tobytes(), digest)
-        index = (slice(None), *box.slices)
-        samples[index] = np.where(known, values, 0)
-        if valid is not None and not known.all():
-            valid[index] = known
-        flat = values.reshape(count, -1)
-        number += known.reshape(count, -1).sum(axis=1)
-        low = np.minimum(low, np.where(known.reshape(count, -1), flat, np.inf).min(axis=1))
-        high = np.maximum(high, np.where(known.reshape(count, -1), flat, -np.inf).max(axis=1))
-        done += box.size
-        on_block(done * grid.shape[0] // int(np.prod(grid.shape)), grid.shape[0])
+    create_array(path, "samples", shape, header.working.name, (1, *chunks), None)
+    if header.may_have_invalid:
+        create_array(path, "valid", shape, "bool", (1, *chunks), None, fill=True)
+    parts = source.each(partial(_write_band, path.absolute(), header.may_have_invalid), _bands(shape, chunks[0]))
+    shutil.rmtree(path / BEGUN, ignore_errors=True)
     # the digest makes the identity of an image change with its samples
+    digest = zlib.crc32(b"".join(part.digest.to_bytes(4, "little") for part in parts))
     kept = {name: fact for name, fact in header.facts.items() if name in KEPT_FACTS}
     public = replace(header, grid=header.grid.anonymous(), facts=kept)
     attributes = {"truescale": header_to_json(public), "crc32_of_samples": digest}
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    temporary = path / ".zarr.json.partial"
-    temporary.write_text(json.dumps(group, indent=1, default=list) + "\n")
-    temporary.replace(path / "zarr.json")
+    write_whole(path / "zarr.json", json.dumps(group, indent=1, default=list) + "\n")
+    return _statistics(parts, count)
+
+
+def _bands(shape: Sequence[int], rows: int) -> list[Box]:
+    """Whole rows of chunks of an array (c, *axes), as many as BAND_SAMPLES hold but at least one; rows: of a chunk."""
+    _, length, *others = shape
+    step = max(1, BAND_SAMPLES // (math.prod(shape) // length * rows)) * rows
+    zeros = (0,) * len(others)
+    return [Box((start, *zeros), (min(start + step, length), *others)) for start in range(0, length, step)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a band holds: the CRC-32 of its samples; per channel the valid ones, the least and the largest (or inf)."""
+
+    digest: int
+    valid: tuple[int, ...]
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+
+def _write_band(path: Path, may_have_invalid: bool, source: Source, band: Box) -> _Part:
+    """Copy one band, slab by slab, into chunks of its own, which take their place at the end.
+
+    So a process that was taken for lost, and still writes, changes nothing of what another has written for it.
+    """
+    count = len(source.header.channels)
+    number, low, high, digest = np.zeros(count, np.int64), np.full(count, np.inf), np.full(count, -np.inf), 0
+    with _own_chunks(path) as begun:
+        for block in source.blocks(max(SLAB_SAMPLES // count, 1)):
+            box = _common(block, band)
+            if box is None:
+                continue
+            values = source.read(box)
+            known = np.isfinite(values)
+            whole = bool(known.all())
+            if not (whole or may_have_invalid):
+                raise InputError(
+                    what="the input has invalid samples although its header rules them out", fix="set may_have_invalid"
+                )
+            digest = zlib.crc32(np.ascontiguousarray(values).tobytes(), digest)
+            index = (slice(None), *box.slices)
+            begun("samples")[index] = values if whole else np.where(known, values, 0)
+            if not whole:
+                begun("valid")[index] = known
+            flat, known = values.reshape(count, -1), known.reshape(count, -1)
+            number += known.sum(axis=1)
+            low = np.minimum(low, np.where(known, flat, np.inf).min(axis=1))
+            high = np.maximum(high, np.where(known, flat, -np.inf).max(axis=1))
+    return _Part(digest, tuple(number.tolist()), tuple(low.tolist()), tuple(high.tolist()))
+
+
+def _common(one: Box, other: Box) -> Box | None:
+    """What lies in both boxes; None if nothing does."""
+    start = tuple(max(a, b) for a, b in zip(one.start, other.start, strict=True))
+    stop = tuple(min(a, b) for a, b in zip(one.stop, other.stop, strict=True))
+    return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
+
+@contextmanager
+def _own_chunks(path: Path) -> Iterator[Callable[[str], zarr.Array[Any]]]:
+    """Gives arrays like those of a group, by name, whose chunks are moved there once all is written."""
+    import zarr
+
+    folder, opened = path / BEGUN / uuid4().hex, {}
+
+    def begun(name: str) -> zarr.Array[Any]:
+        if name not in opened:
+            (folder / name).mkdir(parents=True)
+            shutil.copyfile(path / name / "zarr.json", folder / name / "zarr.json")
+            opened[name] = zarr.open_array(str(folder / name), mode="r+")
+        return opened[name]
+
+    try:
+        yield begun
+        for name in opened:
+            for file in (folder / name / "c").rglob("*"):
+                if file.is_file():
+                    place = path / file.relative_to(folder)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _statistics(parts: Sequence[_Part], count: int) -> Statistics:
+    """Of all bands together."""
+    valid = tuple(sum(part.valid[c] for part in parts) for c in range(count))
+    low = [min((part.minimum[c] for part in parts), default=math.inf) for c in range(count)]
+    high = [max((part.maximum[c] for part in parts), default=-math.inf) for c in range(count)]
     return Statistics(
-        tuple(int(n) for n in number),
-        tuple(float(v) if n else None for v, n in zip(low, number, strict=True)),
-        tuple(float(v) if n else None for v, n in zip(high, number, strict=True)),
+        valid,
+        tuple(v if n else None for v, n in zip(low, valid, strict=True)),
+        tuple(v if n else None for v, n in zip(high, valid, strict=True)),
     )
 
 

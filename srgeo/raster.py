@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from pipelines.errors import GeometryError, InputError, UsageError
 from pipelines.grid import Box, Frame, Grid
-from pipelines.image import Channel, Fact, Header, Source, ToldKind, working_dtype
+from pipelines.image import SLAB_SAMPLES, Channel, Fact, Header, Source, ToldKind, working_dtype
 from srgeo.admission import GDAL_ERRORS, admitted, gdal, opened, refuse_bombs
 from srgeo.description import Description, describe
 from srgeo.meaning import Meaning, meaning
@@ -135,6 +135,11 @@ class RasterSource(Source):
                 fix="fetch or write the file again",
             ) from error
         return _as_float(stored, valid, self.meaning)
+
+    @property
+    def anywhere(self) -> bool:
+        """Not if a block is larger than what is read at a time: every process would decode it again."""
+        return math.prod(self.description.block) <= SLAB_SAMPLES
 
     def close(self) -> None:
         with self._lock:

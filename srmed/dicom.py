@@ -79,6 +79,10 @@ class DicomSource(Source):
                 values[0, z - box.start[0]] = self._decoded(z)[rows, columns]
         return values
 
+    @property
+    def anywhere(self) -> bool:
+        return True
+
     def _decoded(self, z: int) -> NDArray[np.float32]:
         """Values (y, x) of slice z, from the cache or from its file."""
         if z in self._cache:

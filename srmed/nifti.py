@@ -104,6 +104,10 @@ class NiftiSource(Source):
                 values[0, z - box.start[0] : stop - box.start[0]] = self._values(stored)
         return values
 
+    @property
+    def anywhere(self) -> bool:
+        return not self._file.compressed
+
     def _stored_slices(self, start: int, stop: int) -> NDArray[np.generic]:
         """Slices (stop - start, y, x) as stored."""
         shape = self._header.grid.shape

@@ -6,6 +6,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,12 @@ REPLACE_S = 5.0
 
 POLL_S = 0.05
 """How often a stop is looked for while groups are computed."""
+
+WAIT_S = 10.0
+"""How long a cluster may be without workers before that is told; one that queues may be so for hours."""
+
+SETTLE_S = 30.0
+"""How long groups in flight are waited for after an error: they write where the caller may want to tidy up."""
 
 
 @contextmanager
@@ -124,21 +131,23 @@ def run(
     on_done: Callable[[Any], None],
     stopped: Callable[[], bool],
     on_stop: Callable[[], None] = lambda: None,
+    on_wait: Callable[[], None] = lambda: None,
     most: int = GROUP,
 ) -> None:
     """Call `work(items)` on the cluster for groups of `todo`, at most `most` in one; each result goes to `on_done`.
 
     on_stop: called once when `stopped` says so, or when the scheduler is lost; groups in flight are waited for, no
-    other is submitted. A group whose process is lost runs again. Raises TileError if it is lost too often, StoppedError
-    if the scheduler is lost.
+    other is submitted. on_wait: called when nobody has been there to work for WAIT_S, once until somebody comes. A
+    group whose process is lost runs again. Raises TileError if it is lost too often, StoppedError if the scheduler is.
     """
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    pending = as_completed()
-    begun, told, looked = 0, False, time.monotonic()
+    pending, flying = as_completed(), set[Any]()
+    begun, told, looked, absent = 0, False, time.monotonic(), _Absence(on_wait)
     while True:
         threads = _threads(client)  # processes may join and leave at any time
+        absent.look(threads)
         window = WINDOW * max(1, threads)
         if stopped() and not told:
             told = True
@@ -148,7 +157,8 @@ def run(
             _replace_lost(client)
         while begun < len(todo) and pending.count() < window and not told:
             size = max(1, min(most, (len(todo) - begun) // window))  # the last groups are small: nobody waits long
-            pending.add(client.submit(work, list(todo[begun : begun + size]), pure=False))
+            flying.add(group := client.submit(work, list(todo[begun : begun + size]), pure=False))
+            pending.add(group)
             begun += size
         if pending.is_empty() or (told and not threads):  # nobody is there to end what is in flight
             return
@@ -163,9 +173,11 @@ def run(
                     why="it gave the workers their tiles",
                     fix="start it, then run again with --resume",
                 )
+            flying.discard(future)
             on_done(future.result())
         except KilledWorker as error:
             on_stop()
+            _settle(client, flying)
             raise TileError(
                 what="the same work has ended several processes of the cluster",
                 why="it may need more memory than they have",
@@ -173,7 +185,32 @@ def run(
             ) from error
         except BaseException:
             on_stop()  # the processes may live on
+            _settle(client, flying)
             raise
+
+
+class _Absence:
+    """Tells once when nobody has been there for WAIT_S."""
+
+    def __init__(self, on_wait: Callable[[], None]) -> None:
+        self._on_wait, self._since, self._told = on_wait, time.monotonic(), False
+
+    def look(self, threads: int) -> None:
+        """threads: of all processes that are there now."""
+        if threads:
+            self._since, self._told = time.monotonic(), False
+        elif not self._told and time.monotonic() - self._since > WAIT_S:
+            self._told = True
+            self._on_wait()
+
+
+def _settle(client: Client, flying: set[Any]) -> None:
+    """Let groups in flight end, if anybody is there to end them."""
+    from distributed import wait
+
+    if flying and not _lost(client) and _threads(client):
+        with suppress(OSError, TimeoutError, CancelledError):  # or lost just now
+            wait(list(flying), timeout=SETTLE_S)
 
 
 def _threads(client: Client) -> int:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from distributed import Worker, WorkerPlugin, get_worker
 
 from pipelines import heap
+from pipelines.errors import TruescaleError
 
 Work = Callable[[Sequence[Any]], Any]
 """Does a group of items; what it returns is small."""
@@ -34,12 +35,24 @@ class Loaded(WorkerPlugin):
         except Exception as error:  # noqa: BLE001 - raised again in `call`
             self.work = _raising(error)
 
+    def teardown(self, worker: Worker) -> None:
+        """Close the work, if it holds something, like an open file."""
+        del worker
+        close = getattr(self.work, "close", None)
+        if close is not None:
+            close()
+
 
 def call(name: str, items: Sequence[Any]) -> Any:
     """Do a group of items with what this process has loaded under a name."""
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, Loaded)
-    return plugin.work(items)
+    try:
+        return plugin.work(items)
+    except TruescaleError as error:
+        failed = error
+    failed.__cause__ = failed.__context__ = None  # errors of libraries need not survive the way
+    raise failed
 
 
 def _raising(error: Exception) -> Work:

@@ -18,7 +18,7 @@ from zlib import crc32
 
 import numpy as np
 
-from pipelines import runner
+from pipelines import runner, stages
 from pipelines.evaluation import metrics
 from pipelines.evaluation.cases import Case, conditions, simulate, truths
 from pipelines.evaluation.suite import comparison
@@ -48,7 +48,9 @@ def measure(case: Case, folder: Path, sigma: np.ndarray) -> dict[str, list[float
     plan = runner.plan(source, Request(scale=scale, model="floor"))
     store = Store(folder)
     store.write_json("plan.json", plan.to_json())
-    runner.run(store, source, plan, watch=Stopwatch())
+    watch = Stopwatch()
+    with stages.crew_of(store, plan, watch) as crew:
+        stages.run(store, source, plan, crew, watch=watch)
     floor = np.asarray(
         StoredProduct(store, replace(case.header, grid=plan.fine), plan).read(Box.whole(plan.fine.shape))
     )

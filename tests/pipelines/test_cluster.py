@@ -60,6 +60,16 @@ def test_two_workers_are_two_processes_and_make_the_same_bytes(image: Path, tmp_
     assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "2.tif").read_bytes()
 
 
+def test_one_worker_needs_no_dask(image: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipelines import runner; runner.upscale(*sys.argv[1:], model='floor', workers=1)\n"
+        "print(sorted({'dask', 'distributed'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(image), str(tmp_path / "o.tif")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["[]"]
+
+
 def test_no_more_than_a_window_is_ever_submitted(client: Client) -> None:
     lock, flying, most = threading.Lock(), [0], [0]
     submit = client.submit
@@ -223,6 +233,27 @@ def test_what_cannot_be_loaded_is_told_to_the_caller(client: Client) -> None:
         cluster.run(client, work, range(4), on_done=print, stopped=lambda: False)
 
 
+def test_after_an_error_nobody_is_at_work_any_more(client: Client, tmp_path: Path) -> None:
+    def work(items: Sequence[int]) -> None:
+        if items[0] == 0:
+            raise ModelError(what="the first fails")
+        time.sleep(0.5)
+        (tmp_path / str(items[0])).touch()
+
+    submitted: list[object] = []
+    submit = client.submit
+
+    def counting(*args: object, **options: object) -> object:
+        submitted.append(args)
+        return submit(*args, **options)
+
+    client.submit = counting  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="the first fails"):
+        cluster.run(client, work, range(40), on_done=print, stopped=lambda: False, most=1)
+    assert len(submitted) > 1
+    assert len(list(tmp_path.iterdir())) == len(submitted) - 1
+
+
 def test_a_stop_does_not_wait_for_workers_that_never_came() -> None:
     options = {"processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(n_workers=0, **options) as here, Client(here) as empty:
@@ -233,6 +264,33 @@ def test_a_stop_does_not_wait_for_workers_that_never_came() -> None:
             stopped=lambda: next(stopping, True), on_stop=lambda: told.append(True),
         )  # fmt: skip
     assert told == [True]
+
+
+def test_a_run_says_that_it_waits_for_workers_and_goes_on_once_they_come(
+    run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "WAIT_S", 0.3)
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=0, **options) as here, Client(here):
+        late = threading.Timer(1.5, here.scale, (1,))
+        late.start()
+        code, _, err = run(
+            "upscale", image, tmp_path / "o.tif", "--model", "floor", "--cluster", here.scheduler.address
+        )  # fmt: skip
+        late.join()
+    assert code == 0, err
+    told = [line for line in err.splitlines() if line.startswith("waiting")]
+    assert told == ["waiting  for workers of the cluster: none is there yet"]
+
+
+def test_a_wait_is_told_once_and_again_when_all_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [0.0], []
+    monkeypatch.setattr("pipelines.engine.cluster.time.monotonic", lambda: clock[0])
+    absence = cluster._Absence(lambda: told.append(clock[0]))
+    for second, threads in enumerate([0] * 20 + [2] + [0] * 20):
+        clock[0] = float(second)
+        absence.look(threads)
+    assert told == [cluster.WAIT_S + 1, 20 + cluster.WAIT_S + 1]
 
 
 @pytest.mark.parametrize("text", ["[]", "class: [", "class: dask_jobqueue.NoSuchCluster", "options: {}"])

@@ -65,6 +65,40 @@ def test_two_parts_may_run_at_once_but_no_part_twice_and_none_beside_its_finish(
         runner.run_part(work, 1, 2)
 
 
+def test_a_part_beside_one_of_another_number_of_parts_is_refused(image: Path, tmp_path: Path) -> None:
+    work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor")))
+    with held(work, part="1-of-2"):
+        runner.run_part(work, 2, 2)
+        for part, parts in ((1, 3), (2, 3), (1, 1), (1, 12)):
+            with pytest.raises(UsageError, match="part 1 of 2 is at work"):
+                runner.run_part(work, part, parts)
+    assert runner.run_part(work, 1, 3) > 0
+    assert sorted(p.name for p in tmp_path.glob("*.lock")) == ["o.tif.work.lock"]
+
+
+def test_a_killed_part_stands_in_the_way_of_no_other(image: Path, tmp_path: Path) -> None:
+    work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor")))
+    work.with_name("o.tif.work.1-of-2.lock").write_text("host 123 2026-01-01 00:00:00\n")
+    assert runner.run_part(work, 1, 1) > 0
+    assert not work.with_name("o.tif.work.1-of-2.lock").exists()
+
+
+def test_of_two_processes_with_other_numbers_of_parts_no_two_are_at_work(image: Path, tmp_path: Path) -> None:
+    work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor")))
+    code = (
+        "import sys, pathlib; from pipelines.workspace import held\n"
+        "with held(pathlib.Path(sys.argv[1]), part='1-of-2'):\n    print('in', flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", code, str(work)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == "in"
+        with pytest.raises(UsageError, match="part 1 of 2 is at work"):
+            runner.run_part(work, 1, 3)
+        other.communicate("\n", timeout=60)
+    assert runner.run_part(work, 1, 3) > 0
+
+
 def test_an_input_that_has_changed_is_not_finished(image: Path, tmp_path: Path) -> None:
     work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor")))
     runner.run_part(work, 1, 1)

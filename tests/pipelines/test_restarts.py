@@ -15,8 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipelines import workspace
+from pipelines import runner, workspace
 from pipelines.errors import BudgetError, StoreError
+from pipelines.job import Job
+from pipelines.request import Request
 from pipelines.store import Ledger, Record, Store
 from tests.pipelines.files import Run, smooth, write_raster
 
@@ -404,3 +406,16 @@ def test_more_readers_and_writers_are_no_other_run(run: Run, thick: Path, tmp_pa
     assert code == 0, err
     report = json.loads(out.splitlines()[-1])
     assert report["tiles_resumed"] == report["tiles"]
+
+
+def test_a_resume_that_needs_more_than_the_memory_says_so_on_stderr_and_in_the_report(run: Run, tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "image.tif", smooth((12, 600, 600)).astype(np.uint16))
+    runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor", memory="4GB")))
+    code, _, err = run(
+        "upscale", image, tmp_path / "o.tif", "--model", "floor", "--memory", "300MB", "--resume"
+    )  # fmt: skip
+    assert code == 0, err
+    text = "the tiles of the run that is resumed need"
+    assert [line.startswith(f"warning  {text}") for line in err.splitlines() if text in line] == [True]
+    report = json.loads((tmp_path / "o.tif.report.json").read_text())
+    assert any(text in warning for warning in report["warnings"])

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pipelines import runner
+from pipelines import runner, stages
 from pipelines.degradation import Profile
 from pipelines.errors import InputError, StoppedError, TileError
 from pipelines.grid import Box, Factor, Frame, Grid
-from pipelines.image import IN_PLANE, ArraySource, Channel, Header
+from pipelines.image import IN_PLANE, ArraySource, Channel, Header, Source
 from pipelines.planning import Plan
 from pipelines.product import StoredProduct
 from pipelines.report import Stopwatch
 from pipelines.request import Request
-from pipelines.store import Ledger, Store
+from pipelines.store import Ledger, Record, Store
 from pipelines.worker import Worker
 
 Made = tuple[np.ndarray, Plan, Store]
@@ -52,8 +52,16 @@ def made(
     plan = replace(plan, shard=shard) if shard else plan
     store = Store(folder)
     store.write_json("plan.json", plan.to_json())
-    runner.run(store, source, plan, watch=Stopwatch())
+    _run(store, source, plan)
     return StoredProduct(store, replace(header, grid=plan.fine), plan).read(Box.whole(plan.fine.shape)), plan, store
+
+
+def _run(
+    store: Store, source: Source, plan: Plan, stopped: Callable[[], bool] = stages.never
+) -> tuple[int, dict[int, Record]]:
+    watch = Stopwatch()
+    with stages.crew_of(store, plan, watch) as crew:
+        return stages.run(store, source, plan, crew, watch=watch, stopped=stopped)
 
 
 def _scene(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -149,10 +157,10 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(tmp_path: Path) -> None:
         return count[0] > 4
 
     with pytest.raises(StoppedError):
-        runner.run(store, ArraySource(samples, header), plan, watch=Stopwatch(), stopped=stopped)
+        _run(store, ArraySource(samples, header), plan, stopped)
     found = set(Ledger(store, plan.run_hash).records())
     assert len(found) < plan.tile_count
-    done, records = runner.run(store, ArraySource(samples, header), plan, watch=Stopwatch())
+    done, records = _run(store, ArraySource(samples, header), plan)
     assert done == len(found)
     expected = Ledger(finished, plan.run_hash).records()
     assert {t: r.checksum for t, r in records.items()} == {t: r.checksum for t, r in expected.items()}
@@ -165,7 +173,7 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     path = store.shard_path((1, 0))
     content = path.read_bytes()
     path.write_bytes(content[:-8] + b"damaged!")
-    done, _ = runner.run(store, ArraySource(samples, header), plan, watch=Stopwatch())
+    done, _ = _run(store, ArraySource(samples, header), plan)
     assert done == plan.tile_count - 1
     assert path.read_bytes() == content
 
