@@ -223,49 +223,62 @@ def make_tiles(
 ) -> int:
     """Make the tiles asked for that are not done yet. Returns how many were done before."""
     todo = Ledger(store, made.run_hash).missing(wanted, made.cover(made.card).position)
-    done = len(wanted) - len(todo)
-    progress("tiles", done, len(wanted))
-    failures: list[Record] = []
-    counted, counting = [done], threading.Lock()
-
-    def on_done(record: Record) -> None:
-        if record.error:
-            failures.append(record)
-        else:
-            with counting:
-                counted[0] += 1
-            progress("tiles", counted[0], len(wanted))
-
+    before = len(wanted) - len(todo)
+    score = _Score(before, len(wanted), progress)
     store.stop.unlink(missing_ok=True)
-    work = TileWork(str(store.folder.absolute()), made.run_hash, made.device, _threads(made))
     if todo and not crew.alone:
-
-        def on_group(records: list[Record]) -> None:
-            for record in records:
-                on_done(record)
-
+        work = TileWork(str(store.folder.absolute()), made.run_hash, made.device, _threads(made))
         with watch.stage("cluster"):
-            crew.do(work.load, todo, on_done=on_group, stopped=stopped)
+            crew.do(work.load, todo, on_done=score.add_all, stopped=stopped)
     elif todo:
         with watch.stage("load"):
             worker = Worker(store.folder, device=made.device, threads=_threads(made))
             worker.predictor  # noqa: B018 - loaded here, once, before several threads ask for it
 
         def share(tiles: Sequence[int], number: int) -> None:
-            run_tiles(worker, tiles, writer=f"{writer}-{number}", on_done=on_done, stopped=stopped)
+            run_tiles(worker, tiles, writer=f"{writer}-{number}", on_done=score.add, stopped=stopped)
 
         local.run(share, todo, made.threads)
-    if stopped():
-        raise StoppedError(
-            what=f"stopped with {counted[0]} of {len(wanted)} tiles done", fix="the same call with --resume goes on"
-        )
-    if failures:
-        first = min(failures, key=lambda r: r.tile)
-        raise TileError(
-            what=f"{len(failures)} of {len(wanted)} tiles failed, the first is tile {first.tile}: {first.error}",
-            fix="mend the cause and run again with --resume",
-        )
-    return done
+    score.judge(stopped())
+    return before
+
+
+class _Score:
+    """The tiles that are done and those that have failed; thread-safe."""
+
+    def __init__(self, done: int, total: int, progress: Progress) -> None:
+        self._done, self._total, self._progress = done, total, progress
+        self._failures: list[Record] = []
+        self._counting = threading.Lock()
+        progress("tiles", done, total)
+
+    def add(self, record: Record) -> None:
+        """Count a tile that has ended."""
+        if record.error:
+            self._failures.append(record)
+            return
+        with self._counting:
+            self._done += 1
+        self._progress("tiles", self._done, self._total)
+
+    def add_all(self, records: Sequence[Record]) -> None:
+        """The same for a group."""
+        for record in records:
+            self.add(record)
+
+    def judge(self, stopped: bool) -> None:
+        """Raise StoppedError or TileError unless all are done."""
+        if stopped:
+            raise StoppedError(
+                what=f"stopped with {self._done} of {self._total} tiles done",
+                fix="the same call with --resume goes on",
+            )
+        if self._failures:
+            count, first = len(self._failures), min(self._failures, key=lambda r: r.tile)
+            raise TileError(
+                what=f"{count} of {self._total} tiles failed, the first is tile {first.tile}: {first.error}",
+                fix="mend the cause and run again with --resume",
+            )
 
 
 def _threads(made: Plan) -> int:

@@ -154,22 +154,25 @@ def seams(asked: Asked, folder: Path) -> list[Row]:
 
 def memory(asked: Asked, folder: Path) -> list[Row]:
     """Peak memory as the scene grows, and against the plan."""
-    tile, small = 1024, asked.pick(256, 1024)
-    peaks: dict[int, float] = {}
-    for side in () if asked.quick else (small, 2 * small):
-        work = scenes.prepared(scenes.scene(side), folder / str(side), tile=(tile, tile))
-        peaks[side] = once(f"{CASES}engine", str(work)).above_bytes / 1e6
-    scenes.prepared(scenes.scene(small), folder / "run")
-    run = once(f"{CASES}whole_run", str(folder / "run"))
-    peak, planned = run.peak_bytes / 1e6, run.told["predicted_bytes"] / 1e6
-    raw = {"peak_above_start_mb": peaks, "peak_mb": peak, "planned_mb": planned}
-    what = f"peak above start, {2 * small}^2 / {small}^2, tiles of {tile} fine samples"
-    grown = peaks[2 * small] / peaks[small] if peaks else None
-    return [
-        Row(what=what, value=grown, most=1.15, why=QUICK if asked.quick else "", raw=raw),
-        Row(what=f"peak of a run / planned, {small}^2", value=peak / planned, most=1.0),
-        Row(what=f"planned / peak of a run, {small}^2", value=planned / peak, most=1.3),
-    ]
+    rows = []
+    for tile in (512, 1024):  # with the larger one the smaller scene has tiles at its corners only, which are smaller
+        peaks: dict[int, float] = {}
+        for side in () if asked.quick else (1024, 2048):
+            work = scenes.prepared(scenes.scene(side), folder / f"{tile}-{side}", tile=(tile, tile))
+            peaks[side] = once(f"{CASES}engine", str(work)).above_bytes / 1e6
+        what = f"peak above start, 2048^2 / 1024^2, tiles of {tile} fine samples"
+        grown, why = (peaks[2048] / peaks[1024], "") if peaks else (None, QUICK)
+        rows.append(Row(what=what, value=grown, most=1.15, why=why, raw={"peak_above_start_mb": peaks}))
+    for side in asked.pick((256,), (512, 1024, 2048)):
+        scenes.prepared(scenes.scene(side), folder / f"run-{side}")
+        run = once(f"{CASES}whole_run", str(folder / f"run-{side}"))
+        peak, planned = run.peak_bytes / 1e6, run.told["predicted_bytes"] / 1e6
+        told, raw = f"{peak:.0f} of {planned:.0f} MB", {"peak_mb": peak, "planned_mb": planned}
+        rows += [
+            Row(what=f"peak of a run / planned, {side}^2", value=peak / planned, most=1.0, why=told, raw=raw),
+            Row(what=f"planned / peak of a run, {side}^2", value=planned / peak, most=1.3),
+        ]
+    return rows
 
 
 def recompute(asked: Asked, folder: Path) -> list[Row]:

@@ -140,53 +140,81 @@ def run(
     other is submitted. on_wait: called when nobody has been there to work for WAIT_S, once until somebody comes. A
     group whose process is lost runs again. Raises TileError if it is lost too often, StoppedError if the scheduler is.
     """
-    from distributed import as_completed
-    from distributed.scheduler import KilledWorker
+    flight = _Flight(client, work, todo, most)
+    told, looked, absent = False, time.monotonic(), _Absence(on_wait)
+    try:
+        while True:
+            threads = _threads(client)  # processes may join and leave at any time
+            absent.look(threads)
+            if stopped() and not told:
+                told = True
+                on_stop()
+            if time.monotonic() - looked > REPLACE_S and not told:
+                looked = time.monotonic()
+                _replace_lost(client)
+            if not told:
+                flight.submit(WINDOW * max(1, threads))
+            if flight.empty or (told and not threads):  # nobody is there to end what is in flight
+                return
+            if flight.ready:
+                on_done(flight.landed())
+            else:
+                time.sleep(POLL_S)
+    except BaseException:
+        on_stop()  # the processes may live on
+        _settle(client, flight.groups)
+        raise
 
-    pending, flying = as_completed(), set[Any]()
-    begun, told, looked, absent = 0, False, time.monotonic(), _Absence(on_wait)
-    while True:
-        threads = _threads(client)  # processes may join and leave at any time
-        absent.look(threads)
-        window = WINDOW * max(1, threads)
-        if stopped() and not told:
-            told = True
-            on_stop()
-        if time.monotonic() - looked > REPLACE_S and not told:
-            looked = time.monotonic()
-            _replace_lost(client)
-        while begun < len(todo) and pending.count() < window and not told:
-            size = max(1, min(most, (len(todo) - begun) // window))  # the last groups are small: nobody waits long
-            flying.add(group := client.submit(work, list(todo[begun : begun + size]), pure=False))
-            pending.add(group)
-            begun += size
-        if pending.is_empty() or (told and not threads):  # nobody is there to end what is in flight
-            return
-        if not (pending.has_ready() or _lost(client)):
-            time.sleep(POLL_S)
-            continue
+
+class _Flight:
+    """The groups that are in flight: few, whatever is still to do."""
+
+    def __init__(self, client: Client, work: Work, todo: Sequence[Any], most: int) -> None:
+        from distributed import as_completed
+
+        self._client, self._work, self._todo, self._most = client, work, todo, most
+        self._begun, self._pending = 0, as_completed()
+        self.groups: set[Any] = set()
+
+    def submit(self, window: int) -> None:
+        """Fill up to `window` groups. The last ones are small: nobody waits long for the end."""
+        while self._begun < len(self._todo) and self._pending.count() < window:
+            size = max(1, min(self._most, (len(self._todo) - self._begun) // window))
+            items = list(self._todo[self._begun : self._begun + size])
+            group = self._client.submit(self._work, items, pure=False)
+            self.groups.add(group)
+            self._pending.add(group)
+            self._begun += size
+
+    @property
+    def empty(self) -> bool:
+        return bool(self._pending.is_empty())
+
+    @property
+    def ready(self) -> bool:
+        """Whether a group has landed, or never will."""
+        return self._pending.has_ready() or _lost(self._client)
+
+    def landed(self) -> Any:
+        """The result of a group. Raises its error; TileError, StoppedError as `run` does."""
+        from distributed.scheduler import KilledWorker
+
+        future = None if _lost(self._client) else next(self._pending)
+        if future is None or future.cancelled():
+            raise StoppedError(
+                what="the dask scheduler is gone",
+                why="it gave the workers their tiles",
+                fix="start it, then run again with --resume",
+            )
+        self.groups.discard(future)
         try:
-            future = None if _lost(client) else next(pending)
-            if future is None or future.cancelled():
-                raise StoppedError(
-                    what="the dask scheduler is gone",
-                    why="it gave the workers their tiles",
-                    fix="start it, then run again with --resume",
-                )
-            flying.discard(future)
-            on_done(future.result())
+            return future.result()
         except KilledWorker as error:
-            on_stop()
-            _settle(client, flying)
             raise TileError(
                 what="the same work has ended several processes of the cluster",
                 why="it may need more memory than they have",
                 fix="see their logs, then run again with --resume",
             ) from error
-        except BaseException:
-            on_stop()  # the processes may live on
-            _settle(client, flying)
-            raise
 
 
 class _Absence:
