@@ -57,8 +57,8 @@ EXPLAINED = 1.2
 ROUNDING = 12**-0.5
 """Standard deviation of what rounding to whole numbers does."""
 
-FEWEST_COEFFICIENTS = 400
-"""Their median absolute deviation is within 10 % of the noise; fewer say nothing."""
+FEWEST_COEFFICIENTS = 60
+"""Their median absolute deviation is within some 15 % of the noise; fewer say nothing."""
 
 MAD_PER_SIGMA = 0.6744897501960817
 """Median absolute deviation of a Gaussian over its standard deviation."""
@@ -145,9 +145,9 @@ def noise_sigma(values: NDArray[np.float64], valid: NDArray[np.bool_], *, rician
 
     rician: magnitude MR, whose background is Rayleigh: believed where four estimates of it agree. Else, and where they
     do not: the least principal component of small patches (Pyatykh, Hesser and Zheng 2013), for in some direction the
-    image is flat and only noise is left. Between holes: the median absolute deviation (Donoho and Johnstone 1994) of
-    the diagonal band of the 5/3 wavelet. Whole numbers have at least the noise of rounding. Error on known noise: see
-    tests and `tests/bench/bench_noise.py`.
+    image is flat and only noise is left. Between holes, and of few samples: the median absolute deviation (Donoho and
+    Johnstone 1994) of the diagonal band of the 5/3 wavelet. Whole numbers have at least the noise of rounding. Error on
+    known noise: see tests and `tests/bench/bench_noise.py`.
     """
     sigma, method = _noise_found(values, valid, rician=rician)
     known = values[valid]
@@ -179,12 +179,12 @@ def _noise_found(values: NDArray[np.float64], valid: NDArray[np.bool_], *, ricia
     patches = _patches(values, valid)
     if len(patches) >= FEWEST_PATCHES:
         return _least_component(patches), "least principal component"
-    # so many holes that few patches are whole: every coefficient that sees none
+    # too small, or so many holes that few patches are whole: every coefficient that sees none
     seen = minimum_filter(valid, (1,) * (valid.ndim - 2) + (3, 3))[..., 1:-1, 1:-1]
     diagonal = _diagonal(values)[seen & (values != 0)[..., 1:-1, 1:-1]]
     if np.count_nonzero(diagonal) < FEWEST_COEFFICIENTS:
         return 0.0, "none"
-    return float(np.median(np.abs(diagonal)) / MAD_PER_SIGMA), "wavelet (diagonal band between holes)"
+    return float(np.median(np.abs(diagonal)) / MAD_PER_SIGMA), "wavelet (diagonal band)"
 
 
 def _least_component(patches: NDArray[np.float64]) -> float:

@@ -60,10 +60,17 @@ def test_noise_between_holes_is_estimated_from_what_they_leave() -> None:
     valid[:, ::8] = valid[:, :, ::8] = False
     values[~valid] = 0
     found, method = noise_sigma(values, valid, rician=False)
-    assert method.endswith("between holes)")
+    assert method == "wavelet (diagonal band)"
     assert found == pytest.approx(5.0, rel=0.05)
     valid[:, ::3] = False
     assert noise_sigma(values, valid, rician=False) == (0.0, "none")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_noise_of_an_image_of_ten_by_ten_is_found_within_a_factor_of_two(seed: int) -> None:
+    values = 100 + 5 * np.random.default_rng(seed).normal(size=(1, 10, 10))
+    sigma, _ = noise_sigma(values, np.ones(values.shape, bool), rician=False)
+    assert 2.5 < sigma < 10
 
 
 def _head(sigma: float) -> np.ndarray:
