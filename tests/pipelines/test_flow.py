@@ -42,7 +42,8 @@ def worker_of(tmp_path: Path) -> Callable[..., Worker]:
         plan, source = planned(**asked), ArraySource(_scene(SHAPE), raster(SHAPE))
         store = Store(tmp_path / "-".join(map(str, asked.values())))
         store.write_json("plan.json", plan.to_json())
-        runner.ready(store, source, plan, Stopwatch(), lambda *_: None, lambda: False)
+        with runner.crew_of(store, plan, Stopwatch()) as nobody:
+            runner.ready(store, source, plan, nobody, Stopwatch(), lambda *_: None, lambda: False)
         return Worker(store.folder)
 
     return make
