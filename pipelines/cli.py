@@ -104,7 +104,7 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: 
             on_plan=on_plan_of(screen, warned, plans),
         )
         screen.say(describe_report(report, warned))
-    for made in plans:  # none if the product was there already
+    for made in plans if cluster is None else ():  # none if the product was there already; others' rate is not ours
         costs.keep_rate(rates_file(), made, report.network_rate)
     if options["as_json"]:
         to_stdout(json.dumps(report.to_json()))

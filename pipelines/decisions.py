@@ -5,9 +5,12 @@ Later steps decide nothing; what must wait for pixels is calibration, by the rul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
+
+import numpy as np
 
 from pipelines import card as cards
 from pipelines import sizing
@@ -24,6 +27,9 @@ BLUR_SLACK = 1.1
 
 BLUR_LIMITS = (0.1, 4.0)
 """Widths [samples of the input] that a degradation can be told to have."""
+
+MOSTLY = 0.5
+"""Share of a reference outside the input from which on it is worth a word."""
 
 MAX_AXIS = 1_000_000
 """More fine samples on one axis are refused: no sensor makes them, a damaged header does."""
@@ -82,7 +88,7 @@ def resolve(
         kind=request.kind,
     )
     if reference is not None:
-        plan = replace(plan, warnings=(*plan.warnings, *_cut_ends(plan)))
+        plan = replace(plan, warnings=(*plan.warnings, *_cut_ends(plan), *_beyond(plan)))
     return sizing.fitted(plan, card)
 
 
@@ -139,6 +145,14 @@ def _warnings(
         if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):
             warnings.append("the slice thickness is assumed to equal the slice spacing; tell it with --slice-thickness")
     return tuple(warnings)
+
+
+def _beyond(plan: Plan) -> tuple[str, ...]:
+    """A reference that lies for the most part outside the input is one of another place, more often than not."""
+    margins = [(0.5 + 0.5 / float(place.scale), place.positions(), place.coarse) for place in plan.places]
+    within = [float(np.mean((u > -margin) & (u < count - 1 + margin))) for margin, u, count in margins]
+    share = 1 - math.prod(within)
+    return (f"{share:.1%} of the reference lies outside the input: no samples there",) if share > MOSTLY else ()
 
 
 def _cut_ends(plan: Plan) -> tuple[str, ...]:

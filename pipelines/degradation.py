@@ -31,6 +31,9 @@ LOST = 1e-3
 ALONG = 64
 """Samples of the faster axes that a matrix is applied to at a time, at least."""
 
+WINDOW = 200
+"""Coarse samples that say how far the projection reaches on a longer axis."""
+
 NEGLIGIBLE = 1e-7
 """A row of (K + l I)^-1 below this share of its peak is out of reach."""
 
@@ -350,17 +353,22 @@ def _cached_matrix(place: Placement, profile: Profile, width: float | None) -> s
 
 
 def _reach(matrix: sparse.csr_array) -> int:
-    """Smallest distance from which on the inverse of K, on a window in the middle, is below NEGLIGIBLE of its peak."""
+    """Smallest distance from which on the inverse of K is below NEGLIGIBLE of its peak.
+
+    Of a long axis that of the row in the middle of a window; of a short one the largest of all rows, for the distance
+    from its middle to its ends is none.
+    """
     seeing = matrix[np.flatnonzero(np.diff(matrix.indptr))]  # a reference may cover a part of the input only
-    if seeing.shape[0] == 0:
+    count = seeing.shape[0]
+    if count == 0:
         return 0
-    middle = seeing.shape[0] // 2
-    rows = seeing[max(0, middle - 100) : middle + 100]
+    first = max(0, count // 2 - WINDOW // 2)
+    rows = seeing[first : first + WINDOW]
     kernel = (rows @ rows.T).toarray()
     weight = max(1e-12, 0.0 if well_conditioned(kernel) else 1e-4) * float(np.linalg.norm(kernel, 2))
-    row = np.abs(np.linalg.inv(kernel + weight * np.eye(len(kernel)))[len(kernel) // 2])
-    far = np.flatnonzero(row > NEGLIGIBLE * row.max())
-    return int(max(abs(far - len(kernel) // 2), default=0)) + 1
+    inverse = np.abs(np.linalg.inv(kernel + weight * np.eye(len(kernel))))
+    looked = range(count) if count <= WINDOW else [len(kernel) // 2]
+    return 1 + max(int(np.abs(np.flatnonzero(inverse[k] > NEGLIGIBLE * inverse[k].max()) - k).max()) for k in looked)
 
 
 def well_conditioned(kernel: NDArray[np.float64]) -> bool:

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from pipelines.grid import Box
 from pipelines.image import Source
-from pipelines.store import Store
+from pipelines.store import Store, attempt, own_chunks
 
 SIGMA = 3.0
 """Standard deviation of the smoothing, in coarse samples."""
@@ -41,37 +41,33 @@ def fill_invalid(folder: Path, image: Source) -> None:
         Box(tuple(int(v) for v in start), tuple(min(int(v) + s, n) for v, s, n in zip(start, step, shape, strict=True)))
         for start in starts.reshape(-1, len(shape))
     ]
-    known = image.each(partial(_known, folder), boxes)
+    known = image.each(_known, boxes)
     totals = [sum(part[c][0] for part in known) for c in range(int(valid.shape[0]))]
     counts = [sum(part[c][1] for part in known) for c in range(int(valid.shape[0]))]
     means = tuple(total / count if count else 0.0 for total, count in zip(totals, counts, strict=True))
     holes = [b for b, part in zip(boxes, known, strict=True) if any(n < math.prod(b.shape) for _, n in part)]
-    image.each(partial(_fill, folder, means), holes)
+    with attempt(store.coarse) as name:
+        image.each(partial(_fill, store.coarse.absolute(), name, means), holes)
 
 
-def _known(folder: Path, _: Source, box: Box) -> list[tuple[float, int]]:
+def _known(image: Source, box: Box) -> list[tuple[float, int]]:
     """Sum and number of the valid samples of a box, per channel."""
-    store = Store(folder)
-    samples, valid = store.array(store.coarse), store.array(store.coarse, "valid")
-    found = []
-    for c in range(int(samples.shape[0])):
-        index: Any = (c, *box.slices)
-        known, values = np.asarray(valid[index], bool), np.asarray(samples[index], np.float64)
-        found.append((float(values[known].sum()), int(known.sum())))
-    return found
+    values = image.read(box)
+    known = np.isfinite(values)
+    return [(float(np.sum(v[k], dtype=np.float64)), int(k.sum())) for v, k in zip(values, known, strict=True)]
 
 
-def _fill(folder: Path, means: Sequence[float], _: Source, box: Box) -> None:
-    """Fill the holes of a box from the valid samples in it and around it."""
-    store = Store(folder)
-    samples, valid = store.array(store.coarse), store.array(store.coarse, "valid")
-    outer = box.grow(REACH).clip(tuple(int(n) for n in samples.shape[1:]))
-    for c, mean in enumerate(means):
-        own: Any = (c, *box.slices)
-        around: Any = (c, *outer.slices)
-        if not np.asarray(valid[own], bool).all():
-            filled = _filled(np.asarray(samples[around]), np.asarray(valid[around], bool), mean)
-            samples[own] = filled[box.within(outer).slices]
+def _fill(group: Path, of: str, means: Sequence[float], image: Source, box: Box) -> None:
+    """Fill the holes of a box from the valid samples in it and around it. of: the attempt."""
+    outer = box.grow(REACH).clip(image.header.grid.shape)
+    values = image.read(outer)
+    inner = box.within(outer).slices
+    with own_chunks(group, of) as begun:
+        for c, mean in enumerate(means):
+            known = np.isfinite(values[c])
+            if not known[inner].all():
+                index: Any = (c, *box.slices)
+                begun("samples")[index] = _filled(np.where(known, values[c], 0), known, mean)[inner]
 
 
 def _filled(values: NDArray[np.floating], known: NDArray[np.bool_], mean: float) -> NDArray[np.floating]:

@@ -14,13 +14,10 @@ from pipelines.flow import ended
 from pipelines.grid import Box
 from pipelines.image import Source
 from pipelines.product import WatchedSource
+from pipelines.sizing import SPREAD_FROM
 from pipelines.store import Store
 
 T = TypeVar("T")
-
-SPREAD_FROM = 16
-"""Bands (of about 4 million samples) from which others help: with fewer, opening the image there takes longer than it
-saves (measured with two processes: 16 bands of a compressed GeoTIFF take as long, four times as many a third less)."""
 
 
 class SpreadSource(WatchedSource):

@@ -138,7 +138,7 @@ def ready(
         with watch.stage("read"):
             _ingest(store, opened, made, crew, progress, stopped)
         with watch.stage("calibrate"):
-            _calibrate(store, made)
+            _calibrate(store, made, stopped)
         heap.trim()
     except OSError as error:
         raise disk_failed("the work folder", error) from error
@@ -194,12 +194,14 @@ def _refuse_empty(found: Statistics, made: Plan) -> None:
         )
 
 
-def _calibrate(store: Store, made: Plan) -> None:
+def _calibrate(store: Store, made: Plan, stopped: Callable[[], bool]) -> None:
     if (store.read_json("calibration.json") or {}).get("run") != made.run_hash:
         samples = store.array(store.coarse)
         mask = store.array(store.coarse, "valid") if store.has_mask() else None
 
         def read(box: Box) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+            if stopped():
+                raise StoppedError(what="stopped while calibrating", fix="the same call with --resume goes on")
             index = (slice(None), *box.slices)
             values = np.asarray(samples[index])
             return values, np.ones(values.shape, bool) if mask is None else np.asarray(mask[index], bool)

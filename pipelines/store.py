@@ -12,17 +12,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import shards
-from pipelines.errors import StoreError
+from pipelines.errors import StoppedError, StoreError
 from pipelines.shards import CLEVEL, CNAME
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
 OWN_FILES = ("ingest.json", "calibration.json", "stop", "job.json", "plan.json", "exported.json")
 """What a run writes in its work folder, in the order in which it goes: what says that folders are whole goes first."""
+
+BEGUN = ".begun"
+"""Folder in a group of what is not whole yet: a folder for every attempt, with one for every process in it."""
+
+ALIVE = "alive"
+"""File in the folder of an attempt that has not ended."""
 
 COARSE_CHUNK = {2: (512, 512), 3: (32, 64, 64)}
 """Chunks of the ingested samples per number of axes: small enough to read a tile's halo, large enough to be quick."""
@@ -131,7 +138,7 @@ class Store:
             return shards.write(path, shards.encode(values, array.chunks, array.shards))
         except OSError as error:
             raise StoreError(
-                what=f"a shard could not be written ({error.strerror})",
+                what=f"a tile could not be written ({error.strerror})",
                 why="the work folder needs the space that the plan names",
                 fix="free the space and run again with --resume",
             ) from error
@@ -139,6 +146,55 @@ class Store:
     def shard_path(self, position: Sequence[int]) -> Path:
         """File of the shard at `position` of the fine array."""
         return self.fine.joinpath("samples", "c", "0", *(str(p) for p in position))
+
+
+@contextmanager
+def attempt(group: Path) -> Iterator[str]:
+    """The name of one attempt to write chunks of a group; nobody may write for it once it has ended."""
+    name = uuid4().hex
+    folder = group / BEGUN / name
+    folder.mkdir(parents=True)
+    (folder / ALIVE).touch()
+    try:
+        yield name
+    finally:
+        shutil.rmtree(group / BEGUN, ignore_errors=True)
+
+
+@contextmanager
+def own_chunks(group: Path, of: str) -> Iterator[Callable[[str], zarr.Array[Any]]]:
+    """Gives arrays like those of a group, by name, whose chunks are moved there once all is written.
+
+    So a process that was taken for lost, and still writes, changes nothing of what another has written for it. of: the
+    attempt. Raises StoppedError once that has ended: the folder may be another run's by then.
+    """
+    import zarr
+
+    folder, opened = group / BEGUN / of / uuid4().hex, {}
+
+    def check() -> None:
+        if not (group / BEGUN / of / ALIVE).exists():
+            raise StoppedError(what="the attempt that this was written for has ended")
+
+    def begun(name: str) -> zarr.Array[Any]:
+        check()
+        if name not in opened:
+            (folder / name).mkdir(parents=True)
+            shutil.copyfile(group / name / "zarr.json", folder / name / "zarr.json")
+            opened[name] = zarr.open_array(str(folder / name), mode="r+")
+        return opened[name]
+
+    try:
+        yield begun
+        for name in opened:
+            for file in (folder / name / "c").rglob("*"):
+                if file.is_file():
+                    place = group / file.relative_to(folder)
+                    check()
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -23,6 +23,18 @@ from pipelines.store import OWN_FILES, Ledger, Store
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """What a system answers where one may not write."""
 
+SAID = {
+    "identity": "input",
+    "coarse": "input grid",
+    "fine": "scale or output grid",
+    "shard": "tiles",
+    "weights_sha256": "weights",
+    "card_sha256": "card of the model",
+    "dtype": "type of the samples",
+    "facts": "facts of the header",
+}
+"""What users call the parts of a plan, where that is not their name."""
+
 DISK_MARGIN = 1.1
 """Free space asked for, over the plan's upper bound."""
 
@@ -197,7 +209,7 @@ def _differences(before: Plan, made: Plan) -> Iterator[str]:
             pairs = [(key, before.libraries.get(key, "unknown"), made.libraries.get(key, "none")) for key in known]
             yield from (f"{key} {was}, now {now}" for key, was, now in pairs if was != now)
         elif old.get(name) != new[name] and (name == "device" or name not in NO_BYTES):
-            yield name
+            yield SAID.get(name, name)
 
 
 @contextmanager

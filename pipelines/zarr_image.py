@@ -12,13 +12,11 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from pipelines.errors import ExportError, InputError, UsageError
 from pipelines.grid import Box
 from pipelines.image import SLAB_SAMPLES, Header, Source, header_from_json, header_to_json, slabs
-from pipelines.store import COARSE_CHUNK, create_array, write_whole
+from pipelines.store import COARSE_CHUNK, attempt, create_array, own_chunks, write_whole
 
 if TYPE_CHECKING:
     import zarr
@@ -42,9 +40,6 @@ KEPT_FACTS = frozenset(
 
 BAND_SAMPLES = SLAB_SAMPLES
 """Samples of all channels that a band of whole chunks should have: what one process writes at a time."""
-
-BEGUN = ".begun"
-"""Folder in an unfinished group with the chunks of bands that are not whole yet."""
 
 NEGATIVE_SHARE = 0.1
 """Negative samples up to this share of the largest are what resampling leaves beside edges."""
@@ -156,8 +151,9 @@ def write_image(source: Source, header: Header, path: Path) -> Statistics:
     create_array(path, "samples", shape, header.working.name, (1, *chunks), None)
     if header.may_have_invalid:
         create_array(path, "valid", shape, "bool", (1, *chunks), None, fill=True)
-    parts = source.each(partial(_write_band, path.absolute(), header.may_have_invalid), _bands(shape, chunks[0]))
-    shutil.rmtree(path / BEGUN, ignore_errors=True)
+    with attempt(path) as name:
+        work = partial(_write_band, path.absolute(), name, header.may_have_invalid)
+        parts = source.each(work, _bands(shape, chunks[0]))
     # the digest makes the identity of an image change with its samples
     digest = zlib.crc32(b"".join(part.digest.to_bytes(4, "little") for part in parts))
     kept = {name: fact for name, fact in header.facts.items() if name in KEPT_FACTS}
@@ -186,14 +182,11 @@ class _Part:
     maximum: tuple[float, ...]
 
 
-def _write_band(path: Path, may_have_invalid: bool, source: Source, band: Box) -> _Part:
-    """Copy one band, slab by slab, into chunks of its own, which take their place at the end.
-
-    So a process that was taken for lost, and still writes, changes nothing of what another has written for it.
-    """
+def _write_band(path: Path, of: str, may_have_invalid: bool, source: Source, band: Box) -> _Part:
+    """Copy one band, slab by slab, into chunks of its own, which take their place at the end. of: the attempt."""
     count = len(source.header.channels)
     number, low, high, digest = np.zeros(count, np.int64), np.full(count, np.inf), np.full(count, -np.inf), 0
-    with _own_chunks(path) as begun:
+    with own_chunks(path, of) as begun:
         for block in source.blocks(max(SLAB_SAMPLES // count, 1)):
             box = _common(block, band)
             if box is None:
@@ -222,32 +215,6 @@ def _common(one: Box, other: Box) -> Box | None:
     start = tuple(max(a, b) for a, b in zip(one.start, other.start, strict=True))
     stop = tuple(min(a, b) for a, b in zip(one.stop, other.stop, strict=True))
     return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
-
-
-@contextmanager
-def _own_chunks(path: Path) -> Iterator[Callable[[str], zarr.Array[Any]]]:
-    """Gives arrays like those of a group, by name, whose chunks are moved there once all is written."""
-    import zarr
-
-    folder, opened = path / BEGUN / uuid4().hex, {}
-
-    def begun(name: str) -> zarr.Array[Any]:
-        if name not in opened:
-            (folder / name).mkdir(parents=True)
-            shutil.copyfile(path / name / "zarr.json", folder / name / "zarr.json")
-            opened[name] = zarr.open_array(str(folder / name), mode="r+")
-        return opened[name]
-
-    try:
-        yield begun
-        for name in opened:
-            for file in (folder / name / "c").rglob("*"):
-                if file.is_file():
-                    place = path / file.relative_to(folder)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    file.replace(place)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _statistics(parts: Sequence[_Part], count: int) -> Statistics:

@@ -33,6 +33,9 @@ ANSWER_S = 5.0
 REPLACE_S = 5.0
 """How often lost jobs of a queueing cluster are looked for."""
 
+TRIES = 5
+"""How often processes are told what to load, a second apart, while they are lost meanwhile."""
+
 POLL_S = 0.05
 """How often a stop is looked for while groups are computed."""
 
@@ -57,15 +60,7 @@ def client(where: str | None, workers: int) -> Iterator[Client]:
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters becomes an error of ours
     with ExitStack() as stack:
         if where is None:
-            cluster = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    memory_limit=None,
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=50,
-                )
-            )
+            cluster = stack.enter_context(_here(workers))
         elif "://" in where:
             cluster = where
         else:
@@ -77,6 +72,24 @@ def client(where: str | None, workers: int) -> Iterator[Client]:
                 what=f"no dask scheduler answers at {where}", fix="start it, or leave out --cluster"
             ) from error
         yield stack.enter_context(found)
+
+
+def _here(workers: int) -> Any:
+    """Processes of this machine. Raises UsageError if they do not start."""
+    import distributed
+
+    options = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
+    try:
+        try:
+            return distributed.LocalCluster(n_workers=workers, **options)
+        except RuntimeError:  # one was lost just now
+            return distributed.LocalCluster(n_workers=workers, **options)
+    except RuntimeError as error:
+        raise UsageError(
+            what=f"the {workers} processes did not start",
+            why="something ends them, or a script starts them again when they import it",
+            fix="run again; in a script, put the call under `if __name__ == '__main__':`",
+        ) from error
 
 
 def _from_yaml(path: Path, workers: int) -> Any:
@@ -109,12 +122,20 @@ def loaded(client: Client, load: Callable[[], Work]) -> Iterator[Work]:
     from pipelines.engine.loading import Loaded, call
 
     plugin = Loaded(load)
-    try:
-        client.register_plugin(plugin)
-    except ImportError as error:
-        raise UsageError(
-            what=f"a process of the cluster lacks {error.name}", fix="install the same truescale there"
-        ) from error
+    for left in reversed(range(TRIES)):
+        try:
+            client.register_plugin(plugin)
+            break
+        except ImportError as error:
+            raise UsageError(
+                what=f"a process of the cluster lacks {error.name}", fix="install the same truescale there"
+            ) from error
+        except (OSError, TimeoutError) as error:  # one was lost just now
+            if not left or _lost(client):
+                raise StoppedError(
+                    what="processes of the cluster are lost before they begin", fix="run again with --resume"
+                ) from error
+            time.sleep(1)
     try:
         yield partial(call, plugin.name)
     finally:
