@@ -412,7 +412,7 @@ def test_a_resume_that_needs_more_than_the_memory_says_so_on_stderr_and_in_the_r
     image = write_raster(tmp_path / "image.tif", smooth((12, 600, 600)).astype(np.uint16))
     runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor", memory="4GB")))
     code, _, err = run(
-        "upscale", image, tmp_path / "o.tif", "--model", "floor", "--memory", "350MB", "--resume"
+        "upscale", image, tmp_path / "o.tif", "--model", "floor", "--memory", "320MB", "--resume"
     )  # fmt: skip
     assert code == 0, err
     text = "the tiles of the run that is resumed need"
