@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +19,9 @@ import pytest
 from pipelines import runner, workspace
 from pipelines.errors import BudgetError, StoreError
 from pipelines.job import Job
+from pipelines.planning import Plan
 from pipelines.request import Request
+from pipelines.sizing import staffed
 from pipelines.store import Ledger, Record, Store
 from tests.pipelines.files import Run, smooth, write_raster
 
@@ -410,10 +413,11 @@ def test_more_readers_and_writers_are_no_other_run(run: Run, thick: Path, tmp_pa
 
 def test_a_resume_that_needs_more_than_the_memory_says_so_on_stderr_and_in_the_report(run: Run, tmp_path: Path) -> None:
     image = write_raster(tmp_path / "image.tif", smooth((12, 600, 600)).astype(np.uint16))
-    runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor", memory="4GB")))
-    code, _, err = run(
-        "upscale", image, tmp_path / "o.tif", "--model", "floor", "--memory", "320MB", "--resume"
-    )  # fmt: skip
+    folder = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor", memory="4GB")))
+    made = Plan.from_json(Store(folder).read_json("plan.json") or {})
+    least = staffed(replace(made, memory_bytes=0), made.card, made.shard).predicted_bytes
+    again = ("upscale", image, tmp_path / "o.tif", "--model", "floor", "--resume")
+    code, _, err = run(*again, "--memory", f"{least // 10**6 - 1}MB")
     assert code == 0, err
     text = "the tiles of the run that is resumed need"
     assert [line.startswith(f"warning  {text}") for line in err.splitlines() if text in line] == [True]
