@@ -29,8 +29,11 @@ WINDOWS_SAMPLES = 1_250_000
 CALIBRATE_BYTES = (25_000_000, 30)
 """The patches that noise is read from and the blocks that labels are looked for in; and per sample of the windows."""
 
-HEAP_SLACK = {"floor": 1.3, "network": 1.7}
-"""What lies unused between what is used: much between the features of a network, in a heap that is kept (measured)."""
+HEAP_SLACK = {"floor": 1.3, "network": 1.2}
+"""What lies unused between what is used."""
+
+FRAGMENTED = 1.54
+"""The same between the features of a network, in a heap that is kept, beyond HEAP_SLACK (measured)."""
 
 BYTES_PER_ESTIMATE = {1: 10, 2: 17, 3: 18}
 """Peak bytes per fine sample of interpolating and projecting a channel along so many axes (float64; measured)."""
@@ -147,8 +150,8 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     projection = _largest(parts, 2) * BYTES_PER_ESTIMATE[axes] + _largest(parts, 1) * BYTES_PER_ROW
     tile = projection
     if card.network:  # its samples, normalised in float64, then its features; its residuals stay for the projection
-        features = max(12 * channels * read, int(card.bytes_per_sample * read + card.bytes_fixed))
-        tile = 4 * channels * estimate + max(4 * channels * read + features, projection)
+        features = max(12 * channels * read, FRAGMENTED * (card.bytes_per_sample * read + card.bytes_fixed))
+        tile = 4 * channels * estimate + max(4 * channels * read + int(features), projection)
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
     tiles = math.prod(len(axis) for axis in pieces)
