@@ -31,7 +31,6 @@ SAID = {
     "weights_sha256": "weights",
     "card_sha256": "card of the model",
     "dtype": "type of the samples",
-    "facts": "facts of the header",
 }
 """What users call the parts of a plan, where that is not their name."""
 
