@@ -37,8 +37,8 @@ MAX_AXIS = 1_000_000
 MAX_SCALE = 16
 """More than this per axis is refused: nothing of the product would be measured."""
 
-MOST_WRITERS = 8
-"""Beside a network on a CUDA device, where encoding shards is what takes longest; at most half of the cores."""
+MOST_ON_A_DEVICE = 8
+"""Tiles made at a time with a network on a CUDA device: each is also projected and encoded by the cores, two a tile."""
 
 ISOTROPIC_LIMIT = 8
 """Without a scale, an anisotropic volume becomes isotropic, but never by more than this."""
@@ -74,9 +74,9 @@ def resolve(
         predicted_bytes=0,
         memory_bytes=parse_bytes(request.memory),
         workers=_count(request.workers, "workers"),
-        threads=1 if card.network else max(1, cores // (request.workers or 1)),  # torch has threads of its own
+        threads=threads_for(request.device, card, max(1, cores // (request.workers or 1))),
         readers=_count(request.readers, "readers"),
-        writers=_count(request.writers, "writers", writers_for(request.device, card, cores)),
+        writers=_count(request.writers, "writers"),
         device=request.device,
         precision=request.precision if card.network else "fp32",
         facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
@@ -168,9 +168,14 @@ def _cut_ends(plan: Plan) -> tuple[str, ...]:
     return (f"{text}: {', '.join(cut)}",) if cut else ()
 
 
-def writers_for(device: str, card: ModelCard, cores: int) -> int:
-    """Threads that write, unless it is said how many: one keeps up with a processor, not with a fast device."""
-    return max(1, min(MOST_WRITERS, cores // 2)) if card.network and device == "cuda" else 1
+def threads_for(device: str, card: ModelCard, cores: int) -> int:
+    """Tiles that a process makes at a time.
+
+    One with a network on the CPU, which has threads of its own; on a GPU so many that it has work while others project.
+    """
+    if not card.network:
+        return cores
+    return max(1, min(MOST_ON_A_DEVICE, cores // 2)) if device == "cuda" else 1
 
 
 def _count(asked: int | None, name: str, default: int = 1) -> int:

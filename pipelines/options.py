@@ -84,14 +84,14 @@ REQUEST_OPTIONS = (
         help="Processes, with dask above 1. Default: 1, which uses all cores.",
     ),
     click.option("--readers", metavar="N", type=int, help="Threads that read tiles ahead. Default: 1."),
-    click.option("--writers", metavar="N", type=int, help="Threads that write tiles. Default: 1, up to 8 with CUDA."),
+    click.option("--writers", metavar="N", type=int, help="Threads that write tiles. Default: 1."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option(
         "--precision",
-        type=click.Choice(["fp32", "bf16"]),
+        type=click.Choice(["fp32", "tf32", "bf16"]),
         default="fp32",
         show_default=True,
-        help="Of a network's body: bf16 is quicker where the processor has it.",
+        help="Of a network's body: bf16 is quicker where the processor has it, tf32 with CUDA.",
     ),
     click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
     click.option(

@@ -251,7 +251,13 @@ def cover(plan: Plan, card: ModelCard, shard: Sequence[int]) -> Cover:
     halo = card.reach(plan.places)
     refined = finest([place.scale for place in plan.places])
     spans = (
-        replace(span, shard=side, halo=max(span.halo, own), multiple_of=_multiple_of(card, a == refined, a))
+        replace(
+            span,
+            shard=side,
+            halo=max(span.halo, own),
+            multiple_of=_multiple_of(card, a == refined, a),
+            even=bool(card.network),
+        )
         for a, (span, side, own) in enumerate(zip(solved(plan).spans, shard, halo, strict=True))
     )
     return Cover(tuple(spans))

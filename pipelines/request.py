@@ -13,7 +13,7 @@ from pipelines.grid import Grid
 from pipelines.image import Told, ToldKind
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,7 +270,7 @@ def _begun(
 def _planned(opened: Source, job: Job, paths: Paths) -> Plan:
     """The plan of a run that is about to start, on its device, with what it discards."""
     like = formats.grid_of(job.like) if job.like else None
-    made = on_device(plan(opened, job.request, like=like, paths=paths), job.request.writers)
+    made = on_device(plan(opened, job.request, like=like, paths=paths))
     check_space(made, paths)
     lost = tiles_lost(paths)
     if lost:
@@ -283,18 +283,22 @@ def _chosen(bands: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(bands) if bands else None
 
 
-def on_device(made: Plan, writers: int | None = None) -> Plan:
-    """The plan with the device it will run on, and the writers that suit it unless it was said how many.
+def on_device(made: Plan) -> Plan:
+    """The plan with the device it will run on, and as many threads as suit it.
 
-    Raises UsageError if CUDA is asked for and absent.
+    Raises UsageError if CUDA is asked for and absent, or a precision that only CUDA has without it.
     """
     if made.device == "auto":
         device = "cuda" if made.weights_sha256 and has_cuda() else "cpu"
         made = replace(made, device=device)
-        if device == "cuda" and writers is None:
-            made = replace(made, writers=decisions.writers_for(device, made.card, cores()))
+        if device == "cuda":
+            made = replace(made, threads=decisions.threads_for(device, made.card, cores() // made.workers))
             made = sizing.staffed(made, made.card, made.shard)
-        return made
+    if made.precision == "tf32" and made.device != "cuda":
+        raise UsageError(
+            what="tf32 was asked for, a precision of CUDA devices, but the network runs on the CPU",
+            fix="leave --precision out, or choose bf16",
+        )
     if made.device == "cuda" and not has_cuda():
         raise UsageError(
             what="CUDA was asked for, but this machine or this build of torch has none",

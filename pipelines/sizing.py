@@ -150,7 +150,8 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     projection = _largest(parts, 2) * BYTES_PER_ESTIMATE[axes] + _largest(parts, 1) * BYTES_PER_ROW
     tile = projection
     if card.network:  # its samples, normalised in float64, then its features; its residuals stay for the projection
-        features = max(12 * channels * read, FRAGMENTED * (card.bytes_per_sample * read + card.bytes_fixed))
+        features = 0.0 if plan.device == "cuda" else card.bytes_per_sample * read + card.bytes_fixed
+        features = max(12 * channels * read, FRAGMENTED * features)
         tile = 4 * channels * estimate + max(4 * channels * read + int(features), projection)
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))

@@ -38,7 +38,7 @@ class Span:
 
     shard: fine samples a tile writes; support: coarse samples from a fine sample to the farthest row that sees it;
     reach: of the projection; halo: coarse samples the estimate needs beyond its nearest; multiple_of: of read starts
-    and lengths.
+    and lengths; even: estimates have one length, those at the edges of the image reach further inwards.
     """
 
     place: Placement
@@ -47,6 +47,7 @@ class Span:
     reach: int = 0
     halo: int = 0
     multiple_of: int = 1
+    even: bool = False
 
     @property
     def count(self) -> int:
@@ -75,12 +76,15 @@ class Span:
                     min(write[0], max(0, math.floor(see[0]))),
                     max(write[1], min(place.fine, math.ceil(see[1]) + 1)),
                 )
+        return self.read(rows, estimate), rows, estimate, write
+
+    def read(self, rows: tuple[int, int], estimate: tuple[int, int]) -> tuple[int, int]:
+        """Coarse samples that an estimate and its rows need."""
         low, high = self.nearest(estimate)
         low, stop = low - self.halo, high + self.halo + 1
-        if place.changed and rows[0] < rows[1]:
+        if self.place.changed and rows[0] < rows[1]:
             low, stop = min(low, rows[0]), max(stop, rows[1])
-        start = math.floor(low / self.multiple_of) * self.multiple_of
-        return (start, stop), rows, estimate, write
+        return math.floor(low / self.multiple_of) * self.multiple_of, stop
 
     def nearest(self, fine: tuple[int, int]) -> tuple[int, int]:
         """Coarse samples nearest to the first and last fine sample of a range."""
@@ -91,6 +95,12 @@ class Span:
 @lru_cache(maxsize=64)
 def _pieces(span: Span) -> list[tuple[tuple[int, int], ...]]:
     found = [span.piece(k) for k in range(span.count)]
+    if span.even:
+        longest = max(estimate[1] - estimate[0] for _, _, estimate, _ in found)
+        for k, (_, rows, (start, _), write) in enumerate(found):
+            start = min(start, span.place.fine - longest)
+            estimate = (start, start + longest)
+            found[k] = (span.read(rows, estimate), rows, estimate, write)
     length = max(stop - start for (start, stop), *_ in found)
     length = math.ceil(length / span.multiple_of) * span.multiple_of
     return [((start, start + length), *rest) for (start, _), *rest in found]

@@ -19,7 +19,7 @@ from pipelines import runner, shards
 from pipelines.bench import scenes
 from pipelines.bench.child import Work, memory_bytes
 from pipelines.bench.nets import CONDITION, Doubler, WholeNet, shipped, whole_volume
-from pipelines.decisions import writers_for
+from pipelines.decisions import threads_for
 from pipelines.engine import cluster, local
 from pipelines.flow import TileWork, run_tiles
 from pipelines.grid import Box
@@ -46,13 +46,17 @@ def never() -> bool:
 def engine(folder: str, device: str = "cpu") -> Work:
     """All tiles of a prepared work folder, from zarr to zarr: what `upscale` does between calibration and export."""
     worker = Worker(Path(folder), device=device, threads=1)
-    worker.plan = replace(worker.plan, writers=writers_for(device, worker.card, cores()))
+    threads = threads_for(device, worker.card, cores())
     worker.predictor  # noqa: B018 - loaded before the clock starts
 
     def work() -> dict[str, Any]:
         shutil.rmtree(worker.store.folder / "ledger", ignore_errors=True)
         records: list[Record] = []
-        run_tiles(worker, range(len(worker.cover)), writer="bench", on_done=records.append, stopped=never)
+
+        def share(tiles: Sequence[int], number: int) -> None:
+            run_tiles(worker, tiles, writer=f"bench-{number}", on_done=records.append, stopped=never)
+
+        local.run(share, range(len(worker.cover)), threads)
         failed = [record.error for record in records if record.error]
         if failed:
             raise RuntimeError(failed[0])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,11 +23,15 @@ from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition
 from pipelines.networks.certificate import certify
+from pipelines.networks.lanes import Lanes, settle
 from pipelines.networks.lattice import LatticeNet, condition_features, locate, place_pixels, place_rows
 from pipelines.networks.shape import BLOCK, LatticeOptions
 
-BATCH_SAMPLES = 32768
-"""Lattice samples a network sees at once: their features stay near the processor's caches."""
+BATCH_SAMPLES = {"cpu": 32768, "cuda": 1 << 20}
+"""Lattice samples of planes a network sees at once: features stay near a processor's caches, and fill a GPU."""
+
+BLOCKS = {"cpu": BLOCK, "cuda": 1024}
+"""Lattice samples per side of a block of an image, at most, for the same reasons."""
 
 MOST_PHASES = 64
 """Of the distinct positions of fine samples between coarse ones: a head for each of more costs more than it saves."""
@@ -40,11 +46,7 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None, preci
     """
     card.verify()
     assert card.weights is not None
-    if threads is not None and device == "cpu":
-        torch.set_num_threads(threads)
-    if device == "cuda":  # float32 means float32, and the same bytes each time
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    settle(device, precision, threads)
     try:
         options = LatticeOptions.of(card.options)
         net = LatticeNet(options, mixed=precision == "bf16")
@@ -86,10 +88,10 @@ class _Axis:
         """Some of them."""
         return _Axis(self.rows[cut], self.which[cut], self.phases)
 
-    def blocks(self) -> Iterator[tuple[slice, range]]:
-        """Runs of fine samples, and the at most BLOCK lattice indices that each is made of: always as many."""
+    def blocks(self, most: int) -> Iterator[tuple[slice, range]]:
+        """Runs of fine samples, and the at most so many lattice indices that each is made of: always as many."""
         length = self.high + 1 - self.low
-        count = math.ceil(length / BLOCK)
+        count = math.ceil(length / most)
         size = math.ceil(length / count)
         edges = np.searchsorted(self.rows, [*(self.low + size * np.arange(count)), self.high + 1])
         for n, (first, last) in enumerate(pairwise(edges)):
@@ -142,13 +144,21 @@ def _replaced(write: Box, between: dict[int, _Between]) -> Box:
 class LatticePredictor:
     """A Predictor (see `pipelines.networks`) of one network on one device."""
 
-    def __init__(self, net: LatticeNet, device: str = "cpu", *, batch_samples: int = BATCH_SAMPLES) -> None:
+    def __init__(self, net: LatticeNet, device: str = "cpu", *, batch_samples: int | None = None) -> None:
         self.options: LatticeOptions = net.options
         self.device = device
-        self._batch_samples = batch_samples
+        self._batch_samples = batch_samples or BATCH_SAMPLES[device]
+        self._block = BLOCKS[device]
+        self._own = threading.local()  # each thread has lanes of its own
         self._basis = copy.deepcopy(net.basis).double().cpu().eval()  # phases are exact, so their weights should be
         # the weights in the order of the samples: else they are put into it for every batch
         self._net = net.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def _lanes(self) -> Lanes:
+        if not hasattr(self._own, "lanes"):
+            self._own.lanes = Lanes(self.device)
+        return cast(Lanes, self._own.lanes)
 
     @property
     def halo(self) -> tuple[int, ...]:
@@ -191,7 +201,7 @@ class LatticePredictor:
         self._refuse_short(read, write, axes, halo)
         axis = finest([p.scale for p in places])
         result = np.empty((len(samples), *write.shape), np.float32)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._lanes.computing():
             for c, (blur, noise) in enumerate(zip(condition.blur_fwhm_coarse, condition.noise_over_scale, strict=True)):
                 scale = float(max(p.scale for p in places))
                 told = torch.tensor(condition_features(scale, blur, noise), dtype=torch.float64)
@@ -205,7 +215,8 @@ class LatticePredictor:
                         target = own.applied(target, a)
                     result[c] = target
                 else:
-                    result[c] = self._image(samples[c], read, axes[0], axes[1], told)
+                    self._image(samples[c], read, axes[0], axes[1], told, result[c])
+            self._lanes.finish()
         return result
 
     def _refuse_short(self, read: Box, write: Box, axes: dict[int, _Axis], halo: tuple[int, ...]) -> None:
@@ -248,52 +259,46 @@ class LatticePredictor:
         place = self._rows_placed(axis, told)
         skip = write.start[1] - write.start[1] // fold * fold
         result = np.empty((count, len(axis.rows), write.shape[1]), np.float32)
-        condition = told.float().to(self.device)
+        condition = self._lanes.put(told.float().numpy())
         for n in range(0, count, size):
             # the last batch is filled up by repetition: a batch of another size would round differently
             wanted = np.minimum(np.arange(n, n + size), count - 1)[:, None] + np.arange(o.planes) + start
-            planes = np.ascontiguousarray(region[wanted].transpose(0, 1, 3, 2))
-            maps = self._net(torch.from_numpy(planes).to(self.device), condition)
+            maps = self._net(self._lanes.put(region[wanted].transpose(0, 1, 3, 2)), condition)
             placed = place(maps)[:, :, skip : skip + write.shape[1]]
-            result[n : n + size] = placed[: min(size, count - n)].cpu().numpy()
+            self._lanes.fetch(placed[: min(size, count - n)], result[n : n + size])
+        self._lanes.finish()
         return result
 
     def _rows_placed(self, axis: _Axis, told: Tensor) -> Callable[[Tensor], Tensor]:
         """What makes fine rows (b, n, columns) of the basis maps (b, K, rows, columns) of a view."""
         table = torch.tensor([[float(p)] for p in axis.phases], dtype=torch.float64)
-        weights = self._basis(table, told).float().to(self.device)  # (phases, K)
-        rows, which = (torch.from_numpy(v).to(self.device) for v in (axis.rows - axis.low, axis.which))
+        weights = self._lanes.put(self._basis(table, told).float().numpy())  # (phases, K)
+        rows, which = (self._lanes.put(v) for v in (axis.rows - axis.low, axis.which))
         if len(axis.phases) > MOST_PHASES:
             return lambda maps: place_rows(maps, rows, weights[which])
         return lambda maps: functional.conv2d(maps, weights[:, :, None, None])[:, which, rows]
 
-    def _image(self, samples: Array, read: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
-        """The residual (fine rows, fine columns) of one band, block by block."""
-        result = np.empty((len(y.rows), len(x.rows)), np.float32)
-        for rows, lattice_y in y.blocks():
-            for columns, lattice_x in x.blocks():
+    def _image(self, samples: Array, read: Box, y: _Axis, x: _Axis, told: Tensor, result: Array) -> None:
+        """Write the residual of one band to `result` (fine rows, fine columns), block by block."""
+        for rows, lattice_y in y.blocks(self._block):
+            for columns, lattice_x in x.blocks(self._block):
                 lattice = Box((lattice_y.start, lattice_x.start), (lattice_y.stop, lattice_x.stop))
-                result[rows, columns] = self._block(samples, read, lattice, y.part(rows), x.part(columns), told)
-        return result
+                values = self._block_of(samples, read, lattice, y.part(rows), x.part(columns), told)
+                self._lanes.fetch(values, result[rows, columns])
 
-    def _block(self, samples: Array, read: Box, lattice: Box, y: _Axis, x: _Axis, told: Tensor) -> Array:
+    def _block_of(self, samples: Array, read: Box, lattice: Box, y: _Axis, x: _Axis, told: Tensor) -> Tensor:
         margin = self.options.margin[0]
         area = samples[lattice.grow((margin, margin)).within(read).slices]
-        maps = self._net(
-            torch.from_numpy(np.ascontiguousarray(area))[None, None].to(self.device), told.float().to(self.device)
-        )
-        rows, columns = (
-            torch.from_numpy(axis.rows - start).to(self.device)
-            for axis, start in zip((y, x), lattice.start, strict=True)
-        )
+        maps = self._net(self._lanes.put(area)[None, None], self._lanes.put(told.float().numpy()))
+        rows, columns = (self._lanes.put(axis.rows - start) for axis, start in zip((y, x), lattice.start, strict=True))
         (ys, which_y), (xs, which_x) = (np.unique(axis.which, return_inverse=True) for axis in (y, x))
         table = torch.tensor([[float(y.phases[p]), float(x.phases[q])] for p in ys for q in xs], dtype=torch.float64)
-        weights = self._basis(table, told).float().to(self.device)  # (phases of y and x, K)
-        number = torch.from_numpy(which_y[:, None] * len(xs) + which_x).to(self.device)
+        weights = self._lanes.put(self._basis(table, told).float().numpy())  # (phases of y and x, K)
+        number = self._lanes.put(which_y[:, None] * len(xs) + which_x)
         if len(weights) > MOST_PHASES:
-            return np.asarray(place_pixels(maps, rows, columns, weights.T[:, number])[0].cpu().numpy())
+            return place_pixels(maps, rows, columns, weights.T[:, number])[0]
         heads = functional.conv2d(maps, weights[:, :, None, None])[0]  # every phase at every lattice sample
-        return np.asarray(heads[number, rows[:, None], columns].cpu().numpy())
+        return heads[number, rows[:, None], columns]
 
 
 def _others(axis: int) -> tuple[tuple[int, int], tuple[int, int]]:

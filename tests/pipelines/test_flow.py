@@ -169,21 +169,26 @@ def test_more_readers_and_writers_need_more_memory_and_never_choose_the_tile() -
     assert any("of 8 writers fit" in warning for warning in tight.warnings)
 
 
-def test_a_network_on_a_cuda_device_gets_more_writers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_on_a_cuda_device_makes_several_tiles_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "has_cuda", lambda: True)
     monkeypatch.setattr(runner, "cores", lambda: 12)
     source = ArraySource(_scene((64, 60)), raster((64, 60)))
 
-    def writers(model: str, asked: int | None = None) -> tuple[str, int]:
-        made = runner.plan(source, Request(scale=2, model=model, writers=asked))
-        made = runner.on_device(made, asked)
-        return made.device, made.writers
+    def threads(model: str, memory: str = "16GB") -> tuple[str, int]:
+        made = runner.on_device(runner.plan(source, Request(scale=2, model=model, memory=memory)))
+        return made.device, made.threads
 
-    assert writers("lattice-geo") == ("cuda", 6)
-    assert writers("lattice-geo", 2) == ("cuda", 2)
-    assert writers("floor") == ("cpu", 1)
+    assert threads("lattice-geo") == ("cuda", 6)
+    assert threads("floor")[0] == "cpu"
     monkeypatch.setattr(runner, "has_cuda", lambda: False)
-    assert writers("lattice-geo") == ("cpu", 1)
+    assert threads("lattice-geo") == ("cpu", 1)
+
+
+def test_a_precision_of_cuda_devices_is_refused_without_one(run: Run, scene: Path, tmp_path: Path) -> None:
+    code, _, err = run("upscale", scene, tmp_path / "o.tif", "--model", "lattice-geo", "--precision", "tf32")
+    assert code == 2
+    assert "tf32" in err
+    assert not (tmp_path / "o.tif").exists()
 
 
 @pytest.mark.parametrize("option", ["--readers", "--writers"])

@@ -127,7 +127,7 @@ def test_tiles_of_an_image_equal_the_whole(scale: Fraction, monkeypatch: pytest.
     places = image_places(scale)
     net, samples = predictor(IMAGE), scene(places, channels=2)
     whole = residual(net, samples, places)
-    monkeypatch.setattr("pipelines.networks.predictor.BLOCK", 7)
+    monkeypatch.setattr(net, "_block", 7)
     assert np.abs(residual(net, samples, places) - whole).max() <= 1e-5
     write = Box((5, 11), (places[0].fine - 3, 40))
     assert np.abs(residual(net, samples, places, write) - whole[:, *write.slices]).max() <= 1e-5
