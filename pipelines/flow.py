@@ -1,7 +1,7 @@
 """The tiles of one process: readers -> arithmetic -> writers, the counts of both as the plan says.
 
-The queues between them hold one tile each, so memory does not grow: a reader waits until its tile is taken, and so does
-the arithmetic, which stays in the caller's thread. Neither the counts nor the order change a byte.
+Memory does not grow: a reader waits until its tile is taken, and the arithmetic, which stays in the caller's thread,
+until a writer is free. Neither the counts nor the order change a byte.
 """
 
 from __future__ import annotations
@@ -102,8 +102,11 @@ class _Flow:
     ) -> None:
         self._worker, self._on_done, self._stopped, self._watch = worker, on_done, stopped, watch
         self._tiles, self._handing_out = iter(tiles), threading.Lock()
-        self._ahead: queue.Queue[tuple[Tile, Window | Exception] | None] = queue.Queue(1)
-        self._behind: queue.Queue[tuple[Tile, NDArray[np.floating], Record] | None] = queue.Queue(1)
+        plan = worker.plan
+        self._ahead: queue.Queue[tuple[Tile, Window | Exception] | None] = queue.Queue()
+        self._behind: queue.Queue[tuple[Tile, NDArray[np.floating], Record] | None] = queue.Queue()
+        # how many tiles may have been read and not taken, or made and not written
+        self._may_read, self._may_hand_on = threading.Semaphore(plan.readers), threading.Semaphore(plan.writers)
         self._broken: list[Exception] = []
 
     def run(self, writer: str) -> None:
@@ -134,7 +137,7 @@ class _Flow:
 
     def _read(self) -> None:
         try:
-            while (index := self._next()) is not None:
+            while self._may_read.acquire() and (index := self._next()) is not None:
                 tile = self._worker.cover[index]
                 self._ahead.put((tile, self._window(tile)))
         except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
@@ -156,6 +159,7 @@ class _Flow:
     def _compute_next(self) -> bool:
         """Make the next tile that has been read; False once a reader has ended."""
         item = self._ahead.get()
+        self._may_read.release()
         if item is None or self._over():
             return item is not None
         tile, window = item
@@ -164,6 +168,7 @@ class _Flow:
                 raise window
             with self._watch.step(f"computing tile {tile.index}"):
                 made = self._worker.compute(tile, window)
+            self._may_hand_on.acquire()
             self._behind.put((tile, *made))
             heap.trim(self._worker.trim_bytes)
         except Exception as error:  # noqa: BLE001 - one tile must not stop the others
@@ -174,14 +179,16 @@ class _Flow:
     def _write(self, name: str) -> None:
         ledger = Ledger(self._worker.store, self._worker.plan.run_hash)  # one writer, one file
         while (item := self._behind.get()) is not None:
-            if self._broken:
-                continue
             try:
-                with self._watch.step(f"writing tile {item[0].index}"):
-                    record = self._worker.write(*item, ledger, name)
-                self._on_done(record)
+                if not self._broken:
+                    with self._watch.step(f"writing tile {item[0].index}"):
+                        record = self._worker.write(*item, ledger, name)
+                    self._on_done(record)
             except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
                 self._broken.append(error)
+            finally:
+                item = None  # not held while the next one is made
+                self._may_hand_on.release()
 
 
 class Watchdog:

@@ -156,8 +156,8 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
     tiles = math.prod(len(axis) for axis in pieces)
-    # windows: in work, queued, in the hands of readers; shards: the same, of writers
-    tile += channels * (inside * 5 * min(2 + plan.readers, tiles) + made * 4 * min(2 + plan.writers, tiles))
+    # windows: in work and in the hands of readers; shards: the same, of writers
+    tile += channels * (inside * 5 * min(1 + plan.readers, tiles) + made * 4 * min(1 + plan.writers, tiles))
     at_once = min(plan.threads, tiles)
     used = _matrix_bytes(plan) + _spectra_bytes(plan, parts) + at_once * tile
     kind = "network" if card.network else "floor"

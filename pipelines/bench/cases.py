@@ -157,7 +157,10 @@ def seams(folder: str, tiles: Sequence[Sequence[int]]) -> Work:
 
 
 def recompute(tile: int) -> Work:
-    """Multiplications of the network for an interior tile of `tile` fine samples a side, over those of its samples."""
+    """Multiplications of the network for an interior tile of `tile` fine samples a side, beyond those of its samples.
+
+    share: with all that the tile's projection sees; own: for the tile's own samples, the network's halo alone.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     source = scenes.Unread(scenes.scene_header((4 * tile, 4 * tile)))
@@ -170,9 +173,12 @@ def recompute(tile: int) -> Work:
     needed = sum(2 * p.numel() for p in net.parameters() if p.ndim == 4) * (tile / 2) ** 2
 
     def work() -> dict[str, Any]:
-        with FlopCounterMode(display=False) as counter:
-            predictor.residual(samples, middle.read, middle.estimate, made.places, _told(1))
-        return {"share": counter.get_total_flops() / needed - 1}
+        told = {}
+        for name, box in (("share", middle.estimate), ("own", middle.write)):
+            with FlopCounterMode(display=False) as counter:
+                predictor.residual(samples, middle.read, box, made.places, _told(1))
+            told[name] = counter.get_total_flops() / needed - 1
+        return told
 
     return work
 
