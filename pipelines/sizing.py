@@ -20,8 +20,8 @@ PROCESS_BYTES = {"floor": 130_000_000, "network": 490_000_000}
 SLAB_BYTES = 24
 """Peak bytes per sample of a slab that is ingested, exported or verified (measured)."""
 
-FILE_BYTES = 64_000_000
-"""What the libraries of file formats keep, GDAL's cache first."""
+FILE_BYTES = 105_000_000
+"""What the libraries of file formats keep, GDAL's cache first (measured with products of 4 x 10000^2)."""
 
 WINDOWS_SAMPLES = 1_250_000
 """Samples of the windows of calibration, at most."""

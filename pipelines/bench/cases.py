@@ -23,7 +23,6 @@ from pipelines.decisions import threads_for
 from pipelines.engine import cluster, local
 from pipelines.flow import TileWork, run_tiles
 from pipelines.grid import Box
-from pipelines.job import Job
 from pipelines.networks import Condition, load
 from pipelines.networks.certificate import certify
 from pipelines.networks.predictor import LatticePredictor
@@ -62,16 +61,6 @@ def engine(folder: str, device: str = "cpu") -> Work:
             raise RuntimeError(failed[0])
         stages = {stage for record in records for stage in record.seconds}
         return {stage: sum(record.seconds.get(stage, 0.0) for record in records) for stage in sorted(stages)}
-
-    return work
-
-
-def whole_run(folder: str) -> Work:
-    """The run of a prepared folder from its input to the verified product: `upscale` without its start."""
-    job = Job(f"{folder}/input.zarr", f"{folder}/whole.zarr", Request(scale=2, model="lattice-geo", device="cpu"))
-
-    def work() -> dict[str, Any]:
-        return {"predicted_bytes": runner.carry_out(job).predicted_bytes}
 
     return work
 

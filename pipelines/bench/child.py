@@ -6,6 +6,8 @@ They are forked from a server that has imported what they need (`preloaded`).
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -17,6 +19,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipelines import heap
+
+POLL_S = 0.05
+"""Between two looks at the memory of a program."""
 
 Work = Callable[[], dict[str, Any]]
 """One repetition of a case; returns what it has to tell beside its time."""
@@ -115,6 +120,20 @@ def once(task: str, *arguments: object) -> Run:
     """A single repetition in a process of its own."""
     with Child(task, *arguments) as child:
         return child.run()
+
+
+def program_peak(*arguments: object) -> int:
+    """Peak resident memory of `truescale` with these arguments. Raises CaseError, with what it says, if it fails."""
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    peak = 0
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        while process.poll() is None:  # the system's account of children would count this process, too, at the fork
+            peak = max(peak, memory_bytes(process.pid, "VmHWM"))
+            time.sleep(POLL_S)
+        assert process.stderr is not None
+        if process.returncode:
+            raise CaseError(process.stderr.read())
+    return peak
 
 
 def cpu_ratio(runs: Mapping[str, Sequence[Run]], name: str, over: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import runner
 from pipelines.bench import scenes
-from pipelines.bench.child import Child, Run, compared, cpu_ratio, numbers, once, wall_ratio
+from pipelines.bench.child import Child, Run, compared, cpu_ratio, numbers, once, program_peak, wall_ratio
 from pipelines.bench.goals import Asked, Row
 
 CASES, CASES_OF_PEERS = "pipelines.bench.cases:", "pipelines.bench.peers:"
@@ -164,9 +166,10 @@ def memory(asked: Asked, folder: Path) -> list[Row]:
         grown, why = (peaks[2048] / peaks[1024], "") if peaks else (None, QUICK)
         rows.append(Row(what=what, value=grown, most=1.15, why=why, raw={"peak_above_start_mb": peaks}))
     for side in asked.pick((256,), (512, 1024, 2048)):
-        scenes.prepared(scenes.scene(side), folder / f"run-{side}")
-        run = once(f"{CASES}whole_run", str(folder / f"run-{side}"))
-        peak, planned = run.peak_bytes / 1e6, run.told["predicted_bytes"] / 1e6
+        image, product = folder / f"run-{side}.zarr", folder / f"product-{side}.zarr"
+        runner.ingest(scenes.scene(side), image)
+        peak = program_peak("upscale", image, product, "--scale", 2, "--device", "cpu", "--quiet") / 1e6
+        planned = json.loads(Path(f"{product}.report.json").read_text())["predicted_bytes"] / 1e6
         told, raw = f"{peak:.0f} of {planned:.0f} MB", {"peak_mb": peak, "planned_mb": planned}
         rows += [
             Row(what=f"peak of a run / planned, {side}^2", value=peak / planned, most=1.0, why=told, raw=raw),
