@@ -29,6 +29,9 @@ DOMAINS = ("med", "geo", "any")
 INTERPOLATIONS = ("nearest", "linear", "cubic")
 AXES = ("through-plane", "image", "any")
 
+MEASURED = ("bytes_per_sample", "bytes_fixed", "kmac_per_sample")
+"""Fields that say what a network costs: they change no byte of a product."""
+
 BETWEEN = 2
 """Coarse samples on each side of the nearest one that interpolating a residual touches."""
 
@@ -50,7 +53,8 @@ class ModelCard:
     noise_over_scale: most noise it was trained for, over
     the 1st to 99th percentile of the samples; halo, multiple_of: coarse samples, the upsampled axis
     of a volume first; bytes_per_sample: peak working bytes per coarse sample read and channel, bytes_fixed: what comes
-    on top whatever the size; sha256: of weights_file; figures: measured gains; training: what it cost.
+    on top whatever the size; kmac_per_sample: thousand multiply-adds per fine sample computed and channel, of a network
+    that is not counted by its options; sha256: of weights_file; figures: measured gains; training: what it cost.
     """
 
     name: str
@@ -70,6 +74,7 @@ class ModelCard:
     multiple_of: tuple[int, ...] = ()
     bytes_per_sample: float = 0.0
     bytes_fixed: float = 0.0
+    kmac_per_sample: float = 0.0
     sha256: str = ""
     weights_file: str = ""
     trained_on: str = "nothing"
@@ -106,7 +111,7 @@ class ModelCard:
     def digest(self) -> str:
         """SHA-256 of all of the card that may change a product."""
         data = self.to_json()
-        for told in ("trained_on", "licence", "figures", "training", "notes", "bytes_per_sample", "bytes_fixed"):
+        for told in ("trained_on", "licence", "figures", "training", "notes", *MEASURED):
             data.pop(told)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -114,6 +119,11 @@ class ModelCard:
     def weights(self) -> Path | None:
         """The safetensors file, None without a network."""
         return self.folder / self.weights_file if self.folder and self.weights_file else None
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The only scale per axis that the network makes, a volume's most refined axis first; () if it makes any."""
+        return tuple(self.options.get("scale", ()))
 
     def reach(self, places: Sequence[Placement]) -> tuple[int, ...]:
         """The network's halo per axis, in array order (0 without a network)."""
@@ -141,9 +151,23 @@ class ModelCard:
             changed = [float(scales[axis])]
         if self.axes == "image" and (len(scales) != 2 or len(set(changed)) != 1 or len(changed) != 2):
             return f"{self.id} upsamples both axes of an image by the same scale"
+        if self.factors and self._turned(scales) != self.factors:
+            own, asked = ("x".join(f"{float(s):g}" for s in each) for each in (self.factors, self._turned(scales)))
+            return f"{self.id} makes exactly {own}, not {asked}"
         if any(not low <= s <= high for s in changed):
             return f"{self.id} was trained for scales {low:g} to {high:g}, not {max(changed):g}"
         return ""
+
+    def misplaced(self, places: Sequence[Placement]) -> str:
+        """'' if the network can make samples at these places, whose scales it suits, else the reason why not."""
+        if self.network and self.factors and any(place.offset.denominator != 1 for place in places):
+            return f"{self.id} divides every input sample evenly, and some samples asked for lie across their faces"
+        return ""
+
+    def _turned(self, scales: Sequence[Fraction | float]) -> tuple[Fraction | float, ...]:
+        """The scales in the order of `halo`."""
+        axis = finest(scales) if self.axes == "through-plane" else None
+        return tuple(scales[a] for a in sorted(range(len(scales)), key=lambda a: a != axis))
 
     def verify(self) -> None:
         """Raise ModelError unless the weights are those the card speaks of."""

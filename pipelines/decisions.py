@@ -365,7 +365,7 @@ def _misfit(card: ModelCard, header: Header, places: Sequence[Placement]) -> str
     if card.axes == "through-plane" and (header.slice_axis is None or finest(scales) != header.slice_axis):
         slices = "" if header.slice_axis is None else f" ({header.grid.axes[header.slice_axis]})"
         return f"{card.id} refines the slice axis{slices}, and that more than the others"
-    return card.suits(scales)
+    return card.suits(scales) or card.misplaced(places)
 
 
 def _unknown_blur(card: ModelCard, header: Header, places: Sequence[Placement], told: Told) -> str:

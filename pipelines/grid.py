@@ -377,6 +377,14 @@ class Placement:
         return not (self.scale == 1 and self.first == 0 and self.coarse == self.fine)
 
     @property
+    def offset(self) -> Fraction:
+        """Fine samples from the first that lies in coarse sample 0 to fine sample 0.
+
+        With a whole scale and a whole offset fine sample i lies in coarse sample (i + offset) // scale, across no face.
+        """
+        return (self.scale - 1) / 2 - self.first
+
+    @property
     def between(self) -> bool:
         """Whether samples are not made finer but shifted, by so much of one that its inverse amplifies noise."""
         return self.scale == 1 and abs(self.first - round(self.first)) > MOST_SHIFT

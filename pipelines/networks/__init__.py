@@ -24,7 +24,7 @@ from pipelines.tiles import Cover
 class Family:
     """Two 'module:function': one loads a network, called with (card, device, threads, precision).
 
-    The other counts its multiply-adds, called with (options, cover) and without torch.
+    The other counts its multiply-adds, called with (card, cover) and without torch.
     """
 
     load: str
@@ -32,7 +32,8 @@ class Family:
 
 
 NETWORKS: dict[str, Family] = {
-    "lattice": Family("pipelines.networks.predictor:load", "pipelines.networks.shape:multiply_adds")
+    "lattice": Family("pipelines.networks.predictor:load", "pipelines.networks.shape:multiply_adds"),
+    "textbook": Family("pipelines.networks.textbook.predictor:load", "pipelines.networks.textbook.cost:multiply_adds"),
 }
 """Families that a card can name."""
 
@@ -100,7 +101,7 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None, preci
 
 def multiply_adds(card: ModelCard, cover: Cover) -> float:
     """Of the network for one channel of all tiles, 0 without one. Needs no torch."""
-    return float(_function(_family(card).multiply_adds)(card.options, cover)) if card.network else 0.0
+    return float(_function(_family(card).multiply_adds)(card, cover)) if card.network else 0.0
 
 
 def _family(card: ModelCard) -> Family:

@@ -84,15 +84,3 @@ class Lanes:
         landing = self._landings.popleft()
         landing.arrived.synchronize()
         landing.target[...] = landing.pinned.numpy()
-
-
-def settle(device: str, precision: str, threads: int | None) -> None:
-    """Tell torch how to compute on a device: the same bytes each time, and float32 unless something else is asked for.
-
-    precision: 'tf32' lets CUDA round the factors of products to 10 bits; threads: of the CPU.
-    """
-    if threads is not None and device == "cpu":
-        torch.set_num_threads(threads)
-    if device == "cuda":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True

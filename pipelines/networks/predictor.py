@@ -14,7 +14,6 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,9 +22,10 @@ from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition
 from pipelines.networks.certificate import certify
-from pipelines.networks.lanes import Lanes, settle
+from pipelines.networks.lanes import Lanes
 from pipelines.networks.lattice import LatticeNet, condition_features, locate, place_pixels, place_rows
 from pipelines.networks.shape import BLOCK, LatticeOptions
+from pipelines.networks.weights import fill, misfit, prepare
 
 BATCH_SAMPLES = {"cpu": 32768, "cuda": 1 << 20}
 """Lattice samples of planes a network sees at once: features stay near a processor's caches, and fill a GPU."""
@@ -45,20 +45,13 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None, preci
     Raises ModelError if the weights are not those of the card or do not fit it, or if the receptive field is another.
     """
     card.verify()
-    assert card.weights is not None
-    settle(device, precision, threads)
+    prepare(device, precision, threads)
     try:
         options = LatticeOptions.of(card.options)
         net = LatticeNet(options, mixed=precision == "bf16")
-        net.load_state_dict(load_file(card.weights))
     except (TypeError, RuntimeError) as error:
-        raise ModelError(
-            what=f"the weights of {card.id} do not fit its card",
-            why=str(error).splitlines()[0],
-            fix="update truescale or choose another model",
-        ) from error
-    if not all(bool(torch.isfinite(v).all()) for v in net.state_dict().values()):
-        raise ModelError(what=f"the weights of {card.id} are not finite", fix="choose another model")
+        raise misfit(card, error) from error
+    fill(net, card)
     certify(LatticePredictor(net, batch_samples=1), card)
     return LatticePredictor(net, device)
 

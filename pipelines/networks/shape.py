@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from pipelines.card import BETWEEN, finest
+from pipelines.card import BETWEEN, ModelCard, finest
 from pipelines.tiles import Cover, Span
 
 BLOCK = 384
@@ -67,12 +67,12 @@ class LatticeOptions:
         yield 9 * c * self.basis * self.fold, 0, 0
 
 
-def multiply_adds(options: Mapping[str, Any], cover: Cover) -> float:
+def multiply_adds(card: ModelCard, cover: Cover) -> float:
     """Of all convolutions and heads for one channel of all tiles, with what these repeat.
 
     A layer's work in a tile is a product over the axes, so its sum over the tiles is the product of the sums.
     """
-    o = LatticeOptions.of(dict(options))
+    o = LatticeOptions.of(card.options)
     made = math.prod(sum(stop - start for _, _, (start, stop), _ in span.pieces()) for span in cover.spans)
     if o.phases == 2:
         y, x = ([part for box in _lattice(span) for part in _blocks(*box)] for span in cover.spans)
