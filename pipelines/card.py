@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
@@ -52,9 +53,11 @@ class ModelCard:
     scales: least and largest it was trained for; blur_fwhm_coarse: the same of the blur [coarse samples];
     noise_over_scale: most noise it was trained for, over
     the 1st to 99th percentile of the samples; halo, multiple_of: coarse samples, the upsampled axis
-    of a volume first; bytes_per_sample: peak working bytes per coarse sample read and channel, bytes_fixed: what comes
-    on top whatever the size; kmac_per_sample: thousand multiply-adds per fine sample computed and channel, of a network
-    that is not counted by its options; sha256: of weights_file; figures: measured gains; training: what it cost.
+    of a volume first; local: whether a fine sample depends on the halo only; otherwise windows of twice the halo are
+    blended, and what is made is not certified; bytes_per_sample: peak working bytes per coarse sample read and channel,
+    bytes_fixed: what comes on top whatever the size; kmac_per_sample: thousand multiply-adds per fine sample computed
+    and channel, of a network that is not counted by its options; sha256: of weights_file; figures: measured gains;
+    training: what it cost.
     """
 
     name: str
@@ -72,6 +75,7 @@ class ModelCard:
     normalisation: str = "none"
     halo: tuple[int, ...] = ()
     multiple_of: tuple[int, ...] = ()
+    local: bool = True
     bytes_per_sample: float = 0.0
     bytes_fixed: float = 0.0
     kmac_per_sample: float = 0.0
@@ -113,6 +117,8 @@ class ModelCard:
         data = self.to_json()
         for told in ("trained_on", "licence", "figures", "training", "notes", *MEASURED):
             data.pop(told)
+        if self.local:  # as cards were before there were others
+            data.pop("local")
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -135,6 +141,18 @@ class ModelCard:
                 self.halo[0] if a == axis else self.halo[1] + BETWEEN * place.changed for a, place in enumerate(places)
             )
         return tuple(self.halo[: len(places)])
+
+    @property
+    def caution(self) -> str:
+        """What a product of a network that is not local must say, '' of one that is."""
+        if self.local:
+            return ""
+        share = self.figures.get("seam_share")
+        seams = f"differ from the whole image's by {share:.1%}" if share is not None else "were not measured"
+        sides = "x".join(str(2 * h) for h in self.halo)
+        return (
+            f"{self.id} is not local, hence not certified: windows of {sides} samples are blended, whose seams {seams}"
+        )
 
     def suits(self, scales: Sequence[Fraction | float]) -> str:
         """'' if the network can upsample by these scales (one per axis), else the reason why not."""
@@ -194,6 +212,23 @@ class ModelCard:
         return self.weights.stat().st_size if self.weights and self.weights.is_file() else 0
 
     @property
+    def parameters(self) -> int:
+        """Numbers in the weights, as their file's header counts them; 0 without any. Raises ModelError."""
+        if not self.weights_bytes or self.weights is None:
+            return 0
+        try:
+            with self.weights.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+            raise ModelError(what=f"the weights of {self.id} cannot be read", why=str(error)) from error
+
+    @property
+    def receptive_field(self) -> tuple[int, ...]:
+        """Coarse samples per axis, in the order of `halo`, that a fine sample depends on; () without a network."""
+        return tuple(2 * h + 1 for h in self.halo)
+
+    @property
     def scale(self) -> str:
         """Scales in words: '1.5-8x', or 'any' without a network."""
         return f"{self.scales[0]:g}-{self.scales[1]:g}x" if self.network else "any"
@@ -205,6 +240,8 @@ class ModelCard:
             "task": self.task,
             "scale": self.scale,
             "weights_bytes": self.weights_bytes,
+            "parameters": self.parameters,
+            "receptive_field": list(self.receptive_field),
             **self.to_json(),
         }
 

@@ -34,9 +34,9 @@ from pipelines.screen import (
     describe_bench,
     describe_check,
     describe_header,
+    describe_models,
     describe_plan,
     describe_report,
-    table,
     to_stderr,
     to_stdout,
 )
@@ -49,7 +49,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 EXTRAS = {
     "dask_jobqueue": "slurm",
+    "ignite": "export",
     "lightning": "train",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
     "tensorboard": "train",
     "skimage": "evaluate",
     "torchmetrics": "evaluate",
@@ -312,45 +316,63 @@ def verify(product: Path, against: Path, as_json: bool, quiet: bool, bands: str 
         sys.exit(error.exit_code)
 
 
-@truescale.command()
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True)
-def models(name: str | None, as_json: bool) -> None:
-    """List the models, or show one: task, scale, domain, size, trained on, licence, hash, figures.
+class _OrName(click.Group):
+    """A group whose first word may be a model instead of a command: it is shown."""
 
-    truescale models lattice-mri
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
+
+
+@truescale.group(cls=_OrName, invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """List the models, show one (its name or card), or export its network for other programs.
+
+    \b
+    truescale models                                 what it is for, scales, weights, cost, field, gain
+    truescale models lattice-mri                     all of its card
+    truescale models export lattice-geo geo.onnx     also --format monai
     """
     from pipelines import card as cards
-    from pipelines.request import bytes_text
 
-    if name:
-        card = cards.find(name)
-        to_stdout(json.dumps(card.summary(), indent=None if as_json else 2))
-        return
-    found = cards.available()
-    if as_json:
-        to_stdout(json.dumps([card.summary() for card in found]))
-        return
-    rows = [
-        [
-            card.id if card.network else card.name,
-            card.task,
-            card.domain,
-            card.scale,
-            bytes_text(card.weights_bytes) if card.weights_bytes else "-",
-            card.sha256[:12] or "-",
-            card.licence,
-            next((f"{gain:+.2f} dB, {case}" for case, gain in card.figures.get("mean", {}).items()), "-"),
-            card.trained_on,
-        ]
-        for card in found
-    ]
-    to_stdout(
-        table(
-            ["model", "task", "domain", "scale", "weights", "sha256", "licence", "over the floor", "trained on"],
-            rows,
-        )
-    )
+    context.obj = as_json
+    if context.invoked_subcommand is None:
+        found = cards.available()
+        to_stdout(json.dumps([card.summary() for card in found]) if as_json else describe_models(found))
+
+
+@models.command(hidden=True)
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def show(of_group: bool, name: str, as_json: bool) -> None:
+    """Show one model: all of its card."""
+    from pipelines import card as cards
+
+    to_stdout(json.dumps(cards.find(name).summary(), indent=None if as_json or of_group else 2))
+
+
+@models.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["onnx", "monai"]), default="onnx", show_default=True)
+@click.option("--overwrite", is_flag=True)
+def export(model: str, output: Path, form: str, overwrite: bool) -> None:
+    """Write the network of MODEL (a name or a card) to OUT, for other programs. Needs the extra 'export'.
+
+    \b
+    truescale models export lattice-geo geo.onnx              one file; onnxruntime makes the same values of it
+    truescale models export lattice-geo geo/ --format monai   a folder that monai.bundle loads, and upscale --model too
+
+    A network makes what is added to the interpolation. Interpolation and projection stay with upscale.
+    """
+    from pipelines import card as cards
+    from pipelines.networks import exporting
+
+    to_stdout(exporting.export(cards.find(model), output, form, overwrite=overwrite))
 
 
 @truescale.command()

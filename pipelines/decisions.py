@@ -144,6 +144,8 @@ def _warnings(
         thickness = header.facts.get("thickness_mm")
         if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):
             warnings.append("the slice thickness is assumed to equal the slice spacing; tell it with --slice-thickness")
+    if card.caution:
+        warnings.append(card.caution)
     return tuple(warnings)
 
 

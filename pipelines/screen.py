@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipelines.batch import Outcome
     from pipelines.bench.suite import Outcome as Measured
+    from pipelines.card import ModelCard
     from pipelines.costs import Estimate
     from pipelines.planning import Plan
     from pipelines.report import RunReport
@@ -170,6 +171,32 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return text == "-"
     return True
+
+
+def describe_models(cards: Sequence[ModelCard]) -> str:
+    """One line a model: what for, what it costs, what it sees, what it gains."""
+    from pipelines import networks
+    from pipelines.request import bytes_text
+
+    rows = [
+        [
+            card.id if card.network else card.name,
+            card.task,
+            card.domain,
+            card.scale,
+            bytes_text(card.weights_bytes) if card.weights_bytes else "-",
+            f"{card.parameters}" if card.network else "-",
+            f"{networks.kmac_per_sample(card):.3g}" if card.network else "-",
+            in_axes(card.receptive_field) if card.network else "-",
+            card.sha256[:12] or "-",
+            card.licence,
+            next((f"{gain:+.2f} dB, {case}" for case, gain in card.figures.get("mean", {}).items()), "-"),
+            card.trained_on,
+        ]
+        for card in cards
+    ]
+    head = ["model", "task", "domain", "scale", "weights", "parameters", "kMAC/sample", "sees", "sha256", "licence"]
+    return table([*head, "over the floor", "trained on"], rows)
 
 
 def describe_plan(plan: Plan, cost: Estimate | None = None) -> str:

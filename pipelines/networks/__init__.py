@@ -22,18 +22,28 @@ from pipelines.tiles import Cover
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Two 'module:function': one loads a network, called with (card, device, threads, precision).
+    """Three 'module:function': one loads a network, called with (card, device, threads, precision).
 
-    The other counts its multiply-adds, called with (card, cover) and without torch.
+    The others count its multiply-adds, in a run called with (card, cover), and a fine sample called with (card), in
+    thousands; without torch.
     """
 
     load: str
     multiply_adds: str
+    kmac_per_sample: str
 
 
 NETWORKS: dict[str, Family] = {
-    "lattice": Family("pipelines.networks.predictor:load", "pipelines.networks.shape:multiply_adds"),
-    "textbook": Family("pipelines.networks.textbook.predictor:load", "pipelines.networks.textbook.cost:multiply_adds"),
+    "lattice": Family(
+        "pipelines.networks.predictor:load",
+        "pipelines.networks.shape:multiply_adds",
+        "pipelines.networks.shape:kmac_per_sample",
+    ),
+    "textbook": Family(
+        "pipelines.networks.textbook.predictor:load",
+        "pipelines.networks.textbook.cost:multiply_adds",
+        "pipelines.networks.textbook.cost:kmac_per_sample",
+    ),
 }
 """Families that a card can name."""
 
@@ -102,6 +112,11 @@ def load(card: ModelCard, device: str = "cpu", threads: int | None = None, preci
 def multiply_adds(card: ModelCard, cover: Cover) -> float:
     """Of the network for one channel of all tiles, 0 without one. Needs no torch."""
     return float(_function(_family(card).multiply_adds)(card, cover)) if card.network else 0.0
+
+
+def kmac_per_sample(card: ModelCard) -> float:
+    """Thousand multiply-adds per fine sample and channel, without halos, at 2x if a network makes many scales."""
+    return float(_function(_family(card).kmac_per_sample)(card)) if card.network else 0.0
 
 
 def _family(card: ModelCard) -> Family:

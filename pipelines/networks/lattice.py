@@ -78,7 +78,7 @@ class _PhaseBasis(nn.Module):
         else:
             powers = [torch.stack([t[:, a] ** p for p in range(4)], dim=1) for a in (0, 1)]
             raw = torch.einsum("ni,nj->nij", *powers).flatten(1)[:, 1:]
-        raw = torch.cat([raw, condition.expand(len(raw), -1)], dim=1)
+        raw = torch.cat([raw, condition.expand(raw.shape[0], -1)], dim=1)
         hidden = functional.silu(self.two(functional.silu(self.one(raw))))
         return cast(Tensor, self.out(torch.cat([raw, hidden], dim=1)))
 

@@ -106,13 +106,18 @@ def test_zarr_in_and_out(run: Run, scene: Path, tmp_path: Path) -> None:
     assert run("upscale", scene, tmp_path / "o.tif", "--model", "floor", "--quiet")[0] == 0
 
 
-def test_help_plan_and_inspect_load_nothing_heavy(thick: Path, tmp_path: Path) -> None:
+def test_help_plan_inspect_and_models_load_nothing_heavy(thick: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from pipelines import cli; sys.argv = ['truescale', *sys.argv[1:]]\n"
         "try: cli.main()\nexcept SystemExit: pass\n"
         "print('HEAVY', *sorted({'torch', 'monai', 'zarr'} & set(sys.modules)))"
     )
-    for arguments in (["--help"], ["plan", str(thick), str(tmp_path / "o.nii.gz")], ["inspect", str(thick)]):
+    for arguments in (
+        ["--help"],
+        ["plan", str(thick), str(tmp_path / "o.nii.gz")],
+        ["inspect", str(thick)],
+        ["models"],
+    ):
         done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1].strip() == "HEAVY", arguments
 
@@ -204,8 +209,23 @@ def test_models_say_all_that_was_asked_of_them(run: Run) -> None:
     assert shown in listed
     assert (shown["id"], shown["task"], shown["scale"]) == ("lattice-mri-1.0", "thick slices to thin", "1.5-8x")
     assert shown["weights_bytes"] > 1e6
+    assert shown["parameters"] == shown["training"]["parameters"]
+    assert shown["receptive_field"] == [17, 59, 59]
     for key in ("domain", "trained_on", "licence", "sha256", "figures"):
         assert shown[key]
+
+
+def test_the_list_of_models_says_what_each_costs_and_sees(run: Run) -> None:
+    listed = {line.split()[0]: line for line in run("models")[1].splitlines()}
+    for told in ("276632", "64.9", "29 x 29", "4876a377fab2", "+0.77 dB"):
+        assert told in listed["lattice-geo-1.0"]
+    assert {"parameters", "kMAC/sample", "sees"} <= set(listed["model"].split())
+
+
+def test_a_word_that_is_no_model_names_the_nearest(run: Run) -> None:
+    code, _, err = run("models", "lattice-mir")
+    assert code == 2
+    assert "Did you mean 'lattice-mri'" in err
 
 
 def test_text_for_people_holds_no_none_and_no_plural_of_one(run: Run, scene: Path, tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ def autoencoder(scale: Sequence[int], *, channels: list[int], kind: str) -> Text
     return Textbook(scale, nn.Sequential(Cubic(scale), body, last), [last], multiple_of=period)
 
 
+def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Mean divergence of independent normal variables from the standard normal [nats a variable]."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
 class Latent(nn.Module):
     """A map of independent normal variables: drawn from while training, their mean otherwise.
 
@@ -127,7 +132,7 @@ class Latent(nn.Module):
         mean = cast(Tensor, self.mean(x))
         if self.training:
             log_variance = cast(Tensor, self.log_variance(x)).clamp(-20, 20)
-            self.divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+            self.divergence = kl(mean, log_variance)
             mean = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         return cast(Tensor, self.back(mean))
 

@@ -18,9 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pipelines.card import ModelCard
-from pipelines.networks.textbook import axes_of
+from pipelines.networks.textbook import axes_of, build
+from pipelines.networks.textbook.blending import seam_share, windows
 from pipelines.networks.textbook.field import traced
 from pipelines.networks.textbook.network import Textbook
+from pipelines.networks.weights import fill
 
 COUNTED = 32
 """Least coarse samples per axis of the image that is counted."""
@@ -32,13 +34,23 @@ FIXED_BYTES = 60e6
 """Of torch's kernels, beside two copies of the weights."""
 
 
-def write_bundle(net: Textbook, folder: Path, *, name: str, version: str = "1.0", **card: Any) -> ModelCard:
-    """The weights and the card of a local network, NAME-VERSION.safetensors and .json. card: other fields of it.
+def write_bundle(
+    net: Textbook, folder: Path, *, name: str, version: str = "1.0", samples: Tensor | None = None, **card: Any
+) -> ModelCard:
+    """The weights and the card of a network, NAME-VERSION.safetensors and .json.
 
-    Raises ModelError for a network that is not local.
+    samples: normalised, (1, 1, *coarse): what a network that is not local changes where windows of it are blended is
+    measured on them; card: other fields of it. Raises ModelError for one that says it is local and is not.
     """
-    field = traced(net)
+    field = traced(net) if net.local else windows(net)
     kmac, held = counted(net)
+    per_sample, fixed = math.ceil(held), FIXED_BYTES + 8.0 * sum(p.numel() for p in net.parameters())
+    if not net.local:  # one window at a time; the sum of all of them stays
+        fixed += held * math.prod(2 * h for h in field.halo)
+        per_sample = 8 * math.prod(net.scale)
+        if samples is not None:
+            share = seam_share(net, samples, field.halo)
+            card["figures"] = {**card.get("figures", {}), "seam_share": round(share, 4)}
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{name}-{version}.safetensors"
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in sorted(net.state_dict().items())}, weights)
@@ -54,8 +66,9 @@ def write_bundle(net: Textbook, folder: Path, *, name: str, version: str = "1.0"
             "halo": list(field.halo),
             "multiple_of": list(field.multiple_of),
             "kmac_per_sample": round(kmac, 3),
-            "bytes_per_sample": math.ceil(held),
-            "bytes_fixed": FIXED_BYTES + 8.0 * sum(p.numel() for p in net.parameters()),
+            "bytes_per_sample": per_sample,
+            "bytes_fixed": fixed,
+            "local": net.local,
             "normalisation": "(x - median) / (99th - 1st percentile)",
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "weights_file": weights.name,
@@ -65,6 +78,15 @@ def write_bundle(net: Textbook, folder: Path, *, name: str, version: str = "1.0"
     )
     made.write(folder / f"{made.id}.json")
     return made
+
+
+def read_bundle(card: ModelCard) -> Textbook:
+    """The network of a card with its verified weights, not yet certified. Raises ModelError."""
+    card.verify()
+    options = dict(card.options)
+    net = build(str(options.pop("name", "")), options.pop("scale", ()), **options)
+    fill(net, card)
+    return net.eval()
 
 
 def counted(net: Textbook) -> tuple[float, float]:

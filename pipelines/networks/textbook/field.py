@@ -47,8 +47,19 @@ def traced(net: Textbook) -> Field:
 
 
 def certify(net: Textbook, card: ModelCard) -> None:
-    """Raise ModelError unless a card states what its network needs: no less, and no more."""
+    """Raise ModelError unless a card states what its network needs: no less, and no more.
+
+    A network whose card says that it is not local is not certified.
+    """
     if card.digest in _CERTIFIED:
+        return
+    if not card.local:  # nothing to trace: its windows must only lie on the grid of its strides
+        if card.halo != card.multiple_of or any(h % m for h, m in zip(card.halo, net.multiple_of, strict=True)):
+            raise ModelError(
+                what=f"the card of {card.id} states windows of twice {_text(card.halo)} samples",
+                why=f"half of one is the halo, and a multiple of its network's {_text(net.multiple_of)}",
+                fix="correct the card",
+            )
         return
     found = traced(net)
     for what, stated, needed in (
@@ -114,7 +125,7 @@ def _not_local(net: Textbook) -> ModelError:
     return ModelError(
         what=f"the network {net.options.get('name', '')} is not local",
         why="its residual depends on the whole image, so tiles would not agree with it",
-        fix="choose a local variant",
+        fix="choose a local variant, or build it with local = False: then windows of it are blended",
     )
 
 

@@ -9,16 +9,19 @@ from fractions import Fraction
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.card import ModelCard, finest
 from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition
-from pipelines.networks.textbook import axes_of, build
+from pipelines.networks.textbook import axes_of
+from pipelines.networks.textbook.blending import blended
+from pipelines.networks.textbook.bundle import read_bundle
 from pipelines.networks.textbook.cost import aligned
 from pipelines.networks.textbook.field import Field, certify
 from pipelines.networks.textbook.network import Textbook
-from pipelines.networks.weights import fill, prepare
+from pipelines.networks.weights import prepare
 
 Array = NDArray[np.float32]
 
@@ -30,14 +33,11 @@ def load(
 
     Raises ModelError if the weights are not those of the card or do not fit it, or if the receptive field is another.
     """
-    card.verify()
     prepare(device, precision, threads)
-    options = dict(card.options)
-    net = build(str(options.pop("name", "")), options.pop("scale", ()), **options)
-    fill(net, card)
+    net = read_bundle(card)
     certify(net, card)
     net.mixed = precision == "bf16"
-    return TextbookPredictor(net, Field(card.halo, card.multiple_of), device)
+    return TextbookPredictor(net, Field(card.halo, card.multiple_of), device, local=card.local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,10 @@ class _Part:
 class TextbookPredictor:
     """A Predictor (see `pipelines.networks`) of one network on one device."""
 
-    def __init__(self, net: Textbook, field: Field, device: str = "cpu") -> None:
+    def __init__(self, net: Textbook, field: Field, device: str = "cpu", *, local: bool = True) -> None:
+        """local: whether one pass makes a tile; otherwise windows of twice the field's halo are blended."""
         self._field = field
+        self._local = local
         self._device = device
         self._turns = axes_of(net.scale) == "through-plane"
         self._scale = net.scale
@@ -85,8 +87,9 @@ class TextbookPredictor:
         with torch.inference_mode():
             for c, image in enumerate(samples):
                 given = image.transpose(order)[tuple(part.given for part in parts)]
-                made = self._net(torch.from_numpy(np.ascontiguousarray(given))[None, None].to(self._device))
-                result[c] = made[(0, 0, *(part.asked for part in parts))].cpu().numpy().transpose(back)
+                x = torch.from_numpy(np.ascontiguousarray(given))[None, None].to(self._device)
+                made: Tensor = self._net(x) if self._local else blended(self._net, x, self.multiple_of)
+                result[c] = made[0, 0][tuple(part.asked for part in parts)].cpu().numpy().transpose(back)
         return result
 
     def _order(self, places: Sequence[Placement]) -> tuple[int, ...]:

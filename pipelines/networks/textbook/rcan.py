@@ -38,9 +38,11 @@ class _ChannelAttention(nn.Module):
         if not self.window:
             return x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
         pool = functional.avg_pool2d if d == 2 else functional.avg_pool3d
-        x = functional.pad(x, [self.window // 2] * 2 * d)
         for axis in range(d):  # a box is the product of its sides
-            x = pool(x, [self.window if a == axis else 1 for a in range(d)], stride=1)
+            around = [0] * 2 * d
+            around[2 * (d - 1 - axis)] = around[2 * (d - 1 - axis) + 1] = self.window // 2
+            kernel = [self.window if a == axis else 1 for a in range(d)]
+            x = pool(functional.pad(x, around), kernel, stride=1)
         return x
 
 

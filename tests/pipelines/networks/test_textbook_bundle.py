@@ -137,12 +137,6 @@ def test_weights_or_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load(replace(card, options={"scale": [2, 2]}))
 
 
-def test_a_network_that_is_not_local_gets_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="not local"):
-        bundle(tmp_path, "rcan", (2, 2), channels=4, groups=1, blocks=1, window=0)
-    assert not list(tmp_path.iterdir())
-
-
 def test_multiply_adds_are_those_of_the_boxes_that_are_computed(tmp_path: Path) -> None:
     card = unet(tmp_path)
     spans = tuple(
