@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluation import metrics
-from pipelines.evaluation.cases import body
+from pipelines.evaluation.truths import body
 from pipelines.formats import open_source
 from pipelines.grid import Box, Grid
 

@@ -6,12 +6,14 @@ structural similarity come from scikit-image; tests check them and the spectral 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from pipelines.evaluation.detail import DETAIL, detail_classes, detail_shares
 
 SSIM_SIGMA = 1.5
 """Width of the window of structural similarity [samples] (Wang et al. 2004)."""
@@ -28,7 +30,8 @@ class Comparison:
 
     mask: (channel, *axes), where both are valid and count; peaks: (channel,), the value that stands for 1; scale: fine
     samples per coarse sample; residual: (channel, *coarse), measured - degraded product, NaN where not compared;
-    residual_unit: what consistency is stated in (1: input units).
+    residual_unit: what consistency is stated in (1: input units); lifted: what was measured, on the fine grid by linear
+    interpolation, None where the added detail is not judged.
     """
 
     truth: Array
@@ -38,6 +41,7 @@ class Comparison:
     scale: float
     residual: Array
     residual_unit: float = 1.0
+    lifted: Array | None = None
 
 
 def psnr_of_bands(c: Comparison) -> Array:
@@ -130,6 +134,16 @@ def consistency(c: Comparison) -> float:
     return float(np.sqrt(np.mean(np.square(seen)))) / c.residual_unit if seen.size else float("nan")
 
 
+def detail(c: Comparison) -> dict[str, float]:
+    """Shares of the samples whose added detail is right, missing or wrong [%]; NaN where it is not judged."""
+    if c.lifted is None:
+        return dict.fromkeys(DETAIL, float("nan"))
+    seen = c.mask.all(axis=0)
+    lifted, product, truth = (a[:, seen] / c.peaks[:, None] for a in (c.lifted, c.product, c.truth))
+    classes = detail_classes(lifted, product, truth)
+    return {name: 100.0 * share for name, share in zip(DETAIL, detail_shares(classes), strict=True)}
+
+
 TABLE: Mapping[str, Callable[[Comparison], float]] = {
     "psnr": psnr,
     "ssim": ssim,
@@ -140,8 +154,17 @@ TABLE: Mapping[str, Callable[[Comparison], float]] = {
     "ergas": ergas,
     "consistency": consistency,
 }
-"""name -> function."""
+"""name -> function of one value; `detail` gives the shares of DETAIL together."""
 
-MEDICAL = ("psnr", "ssim", "hfen", "consistency")
-IMAGERY = ("psnr", "rmse", "sre", "sam", "ergas", "ssim", "consistency")
+MEDICAL = ("psnr", "ssim", "hfen", "consistency", *DETAIL)
+IMAGERY = ("psnr", "rmse", "sre", "sam", "ergas", "ssim", "consistency", *DETAIL)
 """Columns of the two kinds of tables."""
+
+HIGHER_IS_BETTER = ("psnr", "ssim", "sre", "improvement")
+"""Of all others the lower value is the better one."""
+
+
+def measured(c: Comparison, columns: Sequence[str]) -> dict[str, float]:
+    """Column -> value."""
+    shares = detail(c) if set(columns) & set(DETAIL) else {}
+    return {name: shares[name] if name in shares else TABLE[name](c) for name in columns}

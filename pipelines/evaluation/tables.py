@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from pipelines.evaluation.metrics import IMAGERY, MEDICAL
+from pipelines.evaluation.metrics import HIGHER_IS_BETTER, IMAGERY, MEDICAL
 
 RESAMPLES = 10_000
-"""Bootstrap samples of the mean difference, drawn over subjects."""
+"""Bootstrap samples of a mean, drawn over subjects or places."""
 
 SEED = 20
 CONFIDENCE = 0.95
 
 DIGITS = {"psnr": 2, "ssim": 4, "hfen": 4, "rmse": 2, "sre": 2, "sam": 3, "ergas": 3, "consistency": 5, "seconds": 2}
+DIGITS |= {"improvement": 1, "omission": 1, "hallucination": 1}
 """Decimals shown of each column."""
 
 
@@ -26,8 +28,9 @@ DIGITS = {"psnr": 2, "ssim": 4, "hfen": 4, "rmse": 2, "sre": 2, "sam": 3, "ergas
 class Score:
     """One image, one condition, one method.
 
-    bands: band -> peak signal-to-noise ratio [dB]; apart: shown apart (CT); over_noise: band -> residual over the true
-    noise, empty without noise.
+    task, data: the two parts of the condition; bands: band -> peak signal-to-noise ratio [dB]; apart: shown apart
+    (CT); over_noise: band -> residual over the true noise, empty without noise; key: of all that it follows from; case:
+    the same of image and condition alone, '' without pictures.
     """
 
     domain: str
@@ -39,11 +42,15 @@ class Score:
     bands: dict[str, float]
     apart: bool = False
     over_noise: dict[str, float] = field(default_factory=dict)
+    task: str = ""
+    data: str = ""
+    key: str = ""
+    case: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Difference in one metric to the floor: mean over subjects, interval of that mean, the worst subject."""
+    """Difference in one metric to the floor: mean over subjects, interval of that mean (NaN of one), the worst."""
 
     mean: float
     low: float
@@ -57,17 +64,26 @@ class Gain:
 class Row:
     """One method in a table.
 
-    gains: metric -> Gain, empty for the floor; worst_band: its name and its gain over the floor [dB]; over_cubic: the
-    band or volume least above cubic, and by how much [dB]; over_noise: the one with the largest residual over its
-    noise.
+    images: that it was measured on; intervals: metric -> that of its mean; gains: metric -> Gain, empty for the floor;
+    rest: gain in PSNR [dB] without the subjects shown apart, None where there are none; worst_band: its name and its
+    gain over the floor [dB]; over_cubic: the band or volume least above cubic, and by how much [dB]; over_noise: the
+    one with the largest residual over its noise.
     """
 
     model: str
+    images: int
     values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     gains: dict[str, Gain] = field(default_factory=dict)
+    rest: Gain | None = None
     worst_band: tuple[str, float] | None = None
     over_cubic: tuple[str, float] | None = None
     over_noise: tuple[str, float] | None = None
+
+    @property
+    def headline(self) -> Gain | None:
+        """The gain in PSNR [dB] that stands for the method: of subjects shown apart only if there are no others."""
+        return self.rest or self.gains.get("psnr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,65 +92,105 @@ class Table:
 
     domain: str
     condition: str
+    task: str
+    data: str
     images: int
     subjects: tuple[str, ...]
     apart: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def columns(self) -> list[str]:
+        """Metrics in the order in which they are shown, seconds last."""
+        present = self.rows[0].values
+        return [c for c in (MEDICAL if self.domain == "med" else IMAGERY) if c in present] + ["seconds"]
+
+    @property
+    def counts(self) -> str:
+        """'15 images, 5 subjects'."""
+        who = "subject" if self.domain == "med" else "place"
+        return ", ".join(
+            f"{n} {what}{'s' * (n != 1)}" for n, what in ((self.images, "image"), (len(self.subjects), who))
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What its numbers leave out, one line each."""
+        return [note for row in self.rows for note in _notes(self, row)]
+
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The outcome of a suite."""
+    """The outcome of a suite. notes: what a reader must know of it, one line each (images that were left out)."""
 
     suite: str
     tables: tuple[Table, ...]
+    notes: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """Aligned text, one table a condition."""
-        return "\n\n".join([f"suite {self.suite}", *(_text(t) for t in self.tables)])
+        notes = ["\n".join(f"note     {note}" for note in self.notes)] if self.notes else []
+        return "\n\n".join([f"suite {self.suite}", *(_text(t) for t in self.tables), *notes])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not a finite number is null."""
-        return {"suite": self.suite, "tables": [_plain(t) for t in self.tables]}
+        return {"suite": self.suite, "notes": list(self.notes), "tables": [_plain(t) for t in self.tables]}
 
 
-def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
-    """Interval of the mean at CONFIDENCE from RESAMPLES draws with replacement, fixed seed; NaN of infinities."""
-    values = np.asarray(differences, np.float64)
-    if not np.isfinite(values).all():  # a perfect product
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    """Percentile interval of the mean at CONFIDENCE, drawn over subjects, fixed seed.
+
+    NaN where there is none: of a single subject, or of a perfect product.
+    """
+    known: NDArray[np.float64] = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    if len(known) < 2 or not np.isfinite(known).all():
         return math.nan, math.nan
-    draws = np.random.default_rng(SEED).integers(0, len(values), size=(RESAMPLES, len(values)))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(values[draws].mean(axis=1), [tail, 100 - tail])
-    return float(low), float(high)
+    drawn = stats.bootstrap(
+        (known,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=SEED
+    )
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def tables(suite: str, scores: Sequence[Score]) -> Tables:
+def tables(suite: str, scores: Sequence[Score], notes: Sequence[str] = ()) -> Tables:
     """One table per condition, methods in the order in which they first appear."""
     keys = dict.fromkeys((s.domain, s.condition) for s in scores)
-    made = (_table(d, c, [s for s in scores if (s.domain, s.condition) == (d, c)]) for d, c in keys)
-    return Tables(suite, tuple(made))
+    made = (_table([s for s in scores if (s.domain, s.condition) == key]) for key in keys)
+    return Tables(suite, tuple(made), tuple(notes))
 
 
-def _table(domain: str, condition: str, scores: list[Score]) -> Table:
+def _table(scores: list[Score]) -> Table:
+    """The table of one condition."""
+    one = scores[0]
     subjects = tuple(dict.fromkeys(s.subject for s in scores))
-    names = tuple(dict.fromkeys(s.model for s in scores))
-    floor = [s for s in scores if s.model == "floor"]
-    cubic = [s for s in scores if s.model == "cubic"]
-    rows = []
-    for name in names:
-        own = [s for s in scores if s.model == name]
-        means = _means(own)
-        columns = own[0].values
-        values = {k: _mean([m[k] for m in means.values()]) for k in columns}
-        if name == "floor" or not floor:
-            over_cubic = _worst_band(own, cubic) if name == "floor" else None
-            rows.append(Row(name, values, over_cubic=over_cubic, over_noise=_most_over_noise(own)))
-            continue
-        gains = _gains(means, _means(floor), columns)
-        rows.append(Row(name, values, gains, _worst_band(own, floor), _worst_band(own, cubic), _most_over_noise(own)))
     apart = tuple(dict.fromkeys(s.subject for s in scores if s.apart))
-    return Table(domain, condition, len(floor), subjects, apart, tuple(rows))
+    names = dict.fromkeys(s.model for s in scores)
+    rows = tuple(_row([s for s in scores if s.model == name], scores, apart) for name in names)
+    images = len({(s.subject, s.image) for s in scores})
+    return Table(one.domain, one.condition, one.task, one.data, images, subjects, apart, rows)
+
+
+def _row(own: list[Score], scores: list[Score], apart: tuple[str, ...]) -> Row:
+    """One method: own, of all scores of its table."""
+    name, columns, means = own[0].model, own[0].values, _means(own)
+    seen = {(s.subject, s.image) for s in own}  # a network's scale may suit only some: paired image by image
+    alike = [s for s in scores if (s.subject, s.image) in seen]
+    floor, cubic = ([s for s in alike if s.model == other] for other in ("floor", "cubic"))
+    row = Row(
+        name,
+        len(seen),
+        {k: _mean([m[k] for m in means.values()]) for k in columns},
+        {k: bootstrap([m[k] for m in means.values()]) for k in columns if k != "seconds"},
+        over_cubic=None if name in PLAIN and name != "floor" else _worst_band(own, cubic),
+        over_noise=_most_over_noise(own),
+    )
+    if name == "floor" or not floor:
+        return row
+    base = _means(floor)
+    gains = _gains(means, base, columns)
+    rest = {s: m for s, m in means.items() if s not in apart}
+    without = _gains(rest, base, ["psnr"]).get("psnr") if apart else None
+    return replace(row, gains=gains, rest=without, worst_band=_worst_band(own, floor))
 
 
 def _means(scores: list[Score]) -> dict[str, dict[str, float]]:
@@ -153,7 +209,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _gains(
-    own: dict[str, dict[str, float]], floor: dict[str, dict[str, float]], columns: dict[str, float]
+    own: dict[str, dict[str, float]], floor: dict[str, dict[str, float]], columns: Iterable[str]
 ) -> dict[str, Gain]:
     gains = {}
     for metric in columns:
@@ -161,8 +217,7 @@ def _gains(
         differences = {s: d for s, d in differences.items() if not math.isnan(d)}
         if metric == "seconds" or not differences:
             continue
-        better_high = metric in ("psnr", "ssim", "sre")
-        worst = (min if better_high else max)(differences, key=lambda s: differences[s])
+        worst = (min if metric in HIGHER_IS_BETTER else max)(differences, key=lambda s: differences[s])
         low, high = bootstrap(list(differences.values()))
         gains[metric] = Gain(_mean(list(differences.values())), low, high, differences[worst], worst, differences)
     return gains
@@ -187,22 +242,19 @@ def _most_over_noise(own: list[Score]) -> tuple[str, float] | None:
 
 
 def _text(table: Table) -> str:
-    present = table.rows[0].values
-    columns = [c for c in (MEDICAL if table.domain == "med" else IMAGERY) if c in present] + ["seconds"]
-    who = "subjects" if table.domain == "med" else "places"
+    columns = table.columns
     lines = [[table.domain, *columns, "PSNR over floor", "95 % of mean", "worst"]]
     for row in table.rows:
-        cells = [row.model, *(_number(row.values[c], c) for c in columns)]
+        cells = [row.model, *(number(row.values[c], c) for c in columns)]
         gain = row.gains.get("psnr")
         if gain is None:
             cells += ["", "", ""]
         else:
-            cells += [f"{gain.mean:+.2f} dB", f"{gain.low:+.2f} .. {gain.high:+.2f}"]
+            cells += [f"{gain.mean:+.2f} dB", span(gain.low, gain.high)]
             cells += [f"{gain.worst:+.2f} {gain.worst_subject}"]
         lines.append(cells)
-    heading = f"{table.condition}  ({table.images} images, {len(table.subjects)} {who})"
-    notes = [note for row in table.rows for note in _notes(table, row)]
-    return "\n".join([heading, *_aligned(lines), *notes])
+    notes = [f"  {note}" for note in table.notes]
+    return "\n".join([f"{table.condition}  ({table.counts})", *_aligned(lines), *notes])
 
 
 PLAIN = ("nearest", "linear", "cubic", "floor")
@@ -215,24 +267,34 @@ def _notes(table: Table, row: Row) -> list[str]:
         return []
     own = []
     if row.over_cubic:
-        own.append(f"  {row.model}: least above cubic {row.over_cubic[1]:+.2f} dB, {row.over_cubic[0]}")
+        own.append(f"{row.model}: least above cubic {row.over_cubic[1]:+.2f} dB, {row.over_cubic[0]}")
     if row.over_noise:
-        own.append(f"  {row.model}: residual up to {row.over_noise[1]:.2f} of the noise, {row.over_noise[0]}")
+        own.append(f"{row.model}: residual up to {row.over_noise[1]:.2f} of the noise, {row.over_noise[0]}")
     gain = row.gains.get("psnr")
     if gain is None:
         return own
+    if row.images < table.images:
+        own.append(
+            f"{row.model}: its scale suits {row.images} of {table.images} images; its gain is over the floor of these"
+        )
     each = ", ".join(f"{s} {d:+.2f}{' (apart)' if s in table.apart else ''}" for s, d in gain.subjects.items())
-    notes = [f"  {row.model}: {each}"]
-    rest = [d for s, d in gain.subjects.items() if s not in table.apart]
-    if table.apart and rest:
-        notes.append(f"  {row.model}: without {', '.join(table.apart)} {_mean(rest):+.2f} dB, worst {min(rest):+.2f}")
+    notes = [f"{row.model}: {each}"]
+    if row.rest:
+        named, rest = ", ".join(table.apart), row.rest
+        notes.append(f"{row.model}: without {named} {rest.mean:+.2f} dB, worst {rest.worst:+.2f}")
     if row.worst_band and table.domain == "geo":
-        notes.append(f"  {row.model}: worst band {row.worst_band[1]:+.2f} dB, {row.worst_band[0]}")
+        notes.append(f"{row.model}: worst band {row.worst_band[1]:+.2f} dB, {row.worst_band[0]}")
     return notes + own
 
 
-def _number(value: float, column: str) -> str:
+def number(value: float, column: str) -> str:
+    """A value with the digits of its column, '-' for none."""
     return "-" if math.isnan(value) else f"{value:.{DIGITS[column]}f}"
+
+
+def span(low: float, high: float) -> str:
+    """An interval, '-' where there is none."""
+    return "-" if math.isnan(low) else f"{low:+.2f} .. {high:+.2f}"
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:
@@ -247,36 +309,40 @@ def _aligned(lines: list[list[str]]) -> list[str]:
     ]
 
 
-def _plain(table: Table) -> dict[str, Any]:
-    def finite(values: dict[str, float]) -> dict[str, float | None]:
-        return {k: v if math.isfinite(v) else None for k, v in values.items()}
+def _finite(value: Any) -> Any:
+    """JSON's values: what is no finite number is null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return {
+
+def _plain(table: Table) -> dict[str, Any]:
+    """A table as JSON."""
+
+    def gain(g: Gain) -> dict[str, Any]:
+        place = {"worst": g.worst, "worst_subject": g.worst_subject, "subjects": g.subjects}
+        return {"mean": g.mean, "interval": (g.low, g.high), **place}
+
+    plain = {
         "domain": table.domain,
         "condition": table.condition,
         "images": table.images,
-        "subjects": list(table.subjects),
-        "apart": list(table.apart),
+        "subjects": table.subjects,
+        "apart": table.apart,
         "models": {
             row.model: {
-                "mean": finite(row.values),
-                "over_floor": {
-                    metric: {
-                        "mean": g.mean,
-                        "interval": [g.low, g.high],
-                        "worst": g.worst,
-                        "worst_subject": g.worst_subject,
-                        "subjects": g.subjects,
-                    }
-                    for metric, g in row.gains.items()
-                    if math.isfinite(g.mean)
-                },
-                "least_over_cubic": list(row.over_cubic)
-                if row.over_cubic and math.isfinite(row.over_cubic[1])
-                else None,
-                "most_over_noise": list(row.over_noise) if row.over_noise else None,
-                "worst_band": list(row.worst_band) if row.worst_band and math.isfinite(row.worst_band[1]) else None,
+                "images": row.images,
+                "mean": row.values,
+                "interval": row.intervals,
+                "over_floor": {metric: gain(g) for metric, g in row.gains.items()},
+                "over_floor_without_apart": gain(row.rest) if row.rest else None,
+                "least_over_cubic": row.over_cubic,
+                "most_over_noise": row.over_noise,
+                "worst_band": row.worst_band,
             }
             for row in table.rows
         },
     }
+    return dict(_finite(plain))

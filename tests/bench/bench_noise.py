@@ -20,8 +20,10 @@ import numpy as np
 
 from pipelines import runner, stages
 from pipelines.evaluation import metrics
-from pipelines.evaluation.cases import Case, conditions, simulate, truths
+from pipelines.evaluation.cases import Case, simulate
+from pipelines.evaluation.conditions import suite_of
 from pipelines.evaluation.suite import comparison
+from pipelines.evaluation.truths import Truth, entries, read
 from pipelines.grid import Box, placements
 from pipelines.image import ArraySource
 from pipelines.interpolation import interpolate
@@ -85,8 +87,9 @@ def main() -> None:
     data = Path(os.environ["TRUESCALE_DATA"])
     rows = []
     for domain in ("med", "geo"):
-        noisy = [c for c in conditions(domain, "smoke") if c.noisy and c.widened == 1]
-        for truth in truths(domain, "smoke", data):
+        noisy = [replace(c, widened=1.0) for c in suite_of("smoke").conditions(domain) if c.noisy and not c.fusion]
+        found = (read(entry, whole=False) for entry in entries([domain], data)[0])
+        for truth in (t for t in found if isinstance(t, Truth)):
             for condition in noisy:
                 seed = crc32(f"{truth.subject} {truth.name} {condition}".encode())
                 case = simulate(truth, condition, np.random.default_rng(seed))

@@ -114,6 +114,7 @@ def test_help_plan_inspect_and_models_load_nothing_heavy(thick: Path, tmp_path: 
     )
     for arguments in (
         ["--help"],
+        ["evaluate", "--help"],
         ["plan", str(thick), str(tmp_path / "o.nii.gz")],
         ["inspect", str(thick)],
         ["models"],

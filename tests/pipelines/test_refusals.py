@@ -289,6 +289,10 @@ def test_swapped_arguments_of_verify_are_recognised(run: Run, thick: Path, tmp_p
         (("upscale", "{input}", "{folder}/o.nii", "--model", "latice-mri"), "Did you mean 'lattice-mri'?\n"),
         (("evaluate", "--data", "{folder}/gone"), "gone"),
         (("evaluate",), "TRUESCALE_DATA. See --help."),
+        (("evaluate", "--data", "{folder}", "--suite", "quick"), "Choose one of smoke, med, geo, full."),
+        (("evaluate", "--data", "{folder}", "--models", "latice-mri"), "Did you mean 'lattice-mri'?"),
+        (("evaluate", "--data", "{folder}", "--limit", "0"), "--limit 0"),
+        (("evaluate", "--data", "{folder}", "--out", "{folder}"), "holds no evaluation"),
     ],
 )
 def test_what_is_wrong_is_named(

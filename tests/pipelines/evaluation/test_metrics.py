@@ -55,6 +55,50 @@ def test_signal_to_noise_is_that_of_torchmetrics():
     assert metrics.psnr(c) == pytest.approx(float(other), abs=1e-5)  # torchmetrics holds the range in float32
 
 
+def test_signal_to_noise_is_that_of_monai():
+    from monai.metrics import PSNRMetric
+
+    c = pair((1, 20, 22, 24))
+    other = PSNRMetric(max_val=1.0)(tensor(c.product), tensor(c.truth))
+    assert metrics.psnr(c) == pytest.approx(float(other), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 44), (1, 24, 26, 22)])
+def test_structural_similarity_is_that_of_torchmetrics_in_the_interior(shape):
+    """The one with a Gaussian window of sigma 1.5 in double precision; at borders the libraries pad differently."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    c = interior(pair(shape))
+    inner = tuple(slice(5, -5) for _ in shape[1:])
+    _, other = structural_similarity_index_measure(
+        tensor(c.product), tensor(c.truth), sigma=1.5, data_range=1.0, return_full_image=True
+    )
+    assert metrics.ssim(c) == pytest.approx(float(other[(0, 0, *inner)].mean()), abs=1e-5)
+
+
+def test_an_offset_of_thousands_and_a_range_of_another_unit_change_no_similarity():
+    c = pair((1, 40, 44))
+    scaled = replace(c, truth=4000 * c.truth, product=4000 * c.product, peaks=np.full(1, 4000.0))
+    assert metrics.ssim(scaled) == pytest.approx(metrics.ssim(c), abs=1e-12)
+    assert metrics.psnr(scaled) == pytest.approx(metrics.psnr(c), abs=1e-9)
+
+
+def test_detail_is_measured_over_the_peak_of_each_band_and_within_the_mask():
+    c = pair((2, 30, 30))
+    c = replace(c, lifted=c.truth - 0.2, product=c.truth, peaks=np.array([1.0, 100.0]))
+    c = replace(c, **{name: getattr(c, name) * c.peaks[:, None, None] for name in ("truth", "product", "lifted")})
+    spoiled = c.product.copy()
+    spoiled[:, :5] = 1e6
+    mask = c.mask.copy()
+    mask[:, :5] = False
+    assert metrics.detail(replace(c, product=spoiled, mask=mask)) == {
+        "improvement": 100,
+        "omission": 0,
+        "hallucination": 0,
+    }
+    assert all(np.isnan(v) for v in metrics.detail(replace(c, lifted=None)).values())
+
+
 def test_relative_global_error_is_that_of_torchmetrics():
     from torchmetrics.functional.image import error_relative_global_dimensionless_synthesis
 
