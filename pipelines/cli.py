@@ -37,6 +37,7 @@ from pipelines.screen import (
     describe_models,
     describe_plan,
     describe_report,
+    describe_training,
     to_stderr,
     to_stdout,
 )
@@ -56,6 +57,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "optuna": "train",
     "PIL": "evaluate",
     "tensorboard": "train",
     "skimage": "evaluate",
@@ -473,17 +475,38 @@ def sample(name: str, output: Path, overwrite: bool) -> None:
     help="Folder of the bundle. Default: beside the checkpoints in runs/.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--init-from", metavar="NAME|CARD.json", default="", help="Start from the weights of a bundle.")
+@click.option("--search", "tries", metavar="N", type=click.IntRange(1), help="Try N settings of the config's 'search'.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--devices", metavar="N", type=click.IntRange(1), default=1, help="Processes that share each batch.")
 @click.option("--quiet", is_flag=True)
-def train(config: Path, data: Path | None, out: Path | None, resume: bool, quiet: bool) -> None:
+def train(config: Path, data: Path | None, tries: int | None, quiet: bool, **options: Any) -> None:
     """Train a network as CONFIG says; writes a bundle. Needs the extra 'train'.
 
-    TRUESCALE_DATA=data truescale train configs/training/lattice-mri.yaml
+    \b
+    TRUESCALE_DATA=data truescale train configs/training/edsr-2d.yaml
+    truescale train configs/training/espcn-3d.yaml --data scans/          your own files, some held out to judge by
+    truescale train configs/training/edsr-2d.yaml --data scenes/ --init-from runs/edsr-2d-1.0/edsr-2d-1.0.json
+    truescale upscale scene.tif fine.tif --scale 2 --model runs/edsr-2d-1.0/edsr-2d-1.0.json
+
+    FOLDER: that of all data, of which the config names a part, or any folder of NIfTI files, DICOM series, rasters or
+    .zarr. Curves and pictures: tensorboard --logdir runs.
     """
     folder = existing_folder(data)
-    from pipelines.training import fit
-
     with Screen(quiet=quiet) as screen:
-        card = fit.train(config, folder, out, resume=resume, progress=screen.progress)
+        if tries is not None:
+            from pipelines.training import search
+
+            found = search.search(
+                config, folder, tries, device=options["device"], progress=screen.progress, say=screen.say
+            )
+            to_stdout(f"done     {found.gain_db:+.2f} dB over the floor  {found.config}")
+            return
+        from pipelines.training import fit
+
+        card = fit.train(config, folder, **options, progress=screen.progress, say=screen.say)
+        for line in describe_training(card):
+            screen.say(line)
     to_stdout(f"done     {card.id}  {card.folder}")
 
 

@@ -154,39 +154,44 @@ def stein_weight(
     degradation: Degradation,
     interpolations: tuple[sparse.csr_array | None, ...],
     noise_sigma: float,
+    *,
+    spectra: Sequence[Spectrum] | None = None,
+    least: float | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Stein's unbiased risk of the floor for a scan of weights: (weights, risk, rms of y - A x'), smaller is better.
 
     observed: (..., *coarse) windows with noise of standard deviation `noise_sigma`; interpolations: the cubic matrix of
-    each axis or None. The risk is that of the fine image, as far as A sees it (Eldar 2009): with e = y - A x',
+    each axis or None; spectra (of the changed axes), least (`stable_weight`): where the caller keeps them. The risk is
+    that of the fine image, as far as A sees it (Eldar 2009): with e = y - A x',
     risk(l) = (e^T K^-1 e + 2 n^2 tr(K^-1 H)) / M + constant, H = A W + K (K + l I)^-1 (I - A W), K = A A^T. Without
     K^-1 it would be that of the degraded image, where the noise that K^-1 amplifies hardly shows: `l` is too small.
     """
     axes = degradation.changed
     offset = observed.ndim - len(degradation.coarse_shape)
-    spectra, seen = [], []  # seen: A W per axis
+    given = spectra or [Spectrum.of(m) for m in degradation.matrices if m is not None]
+    least = stable_weight(degradation) if least is None else least
+    seen = []  # A W per axis
     for a in axes:
         matrix, w = degradation.matrices[a], interpolations[a]
         assert matrix is not None
         assert w is not None
-        spectra.append(Spectrum.of(matrix))
         seen.append(np.asarray((matrix @ w).toarray()))
     r = np.asarray(observed, np.float64)
     for a, s in zip(axes, seen, strict=True):
         r = along(s, r, offset + a)
     r = np.asarray(observed, np.float64) - r
-    for a, spectrum in zip(axes, spectra, strict=True):
+    for a, spectrum in zip(axes, given, strict=True):
         r = along(spectrum.vectors.T, r, offset + a)
     power_axes = tuple(i for i in range(r.ndim) if i - offset not in axes)
     power = np.mean(r * r, axis=power_axes)  # mean square per eigenvector
     d: NDArray[np.float64] = np.ones(())
     b: NDArray[np.float64] = np.ones(())
-    for spectrum, s in zip(spectra, seen, strict=True):
+    for spectrum, s in zip(given, seen, strict=True):
         d = np.multiply.outer(d, spectrum.values)
         b = np.multiply.outer(b, np.einsum("ij,ij->j", spectrum.vectors, s @ spectrum.vectors))
     amplified = 1 / np.maximum(d, AMPLIFIED * d.max())
     weights = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 57) * float(d.max())])
-    weights = np.unique(np.maximum(weights, stable_weight(degradation)))
+    weights = np.unique(np.maximum(weights, least))
     risk, residual = [], []
     for weight in weights:
         kept = weight / (d + weight) if weight > 0 else np.zeros_like(d)

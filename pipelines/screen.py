@@ -72,6 +72,7 @@ class Screen:
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -132,8 +133,18 @@ class Screen:
             self._last[stage] = now
             if done >= total:
                 self._last[f"{stage} end"] = now
+            if first:
+                self._begun[stage] = (now, done)
             if not first or total == done:
-                to_stderr(f"{stage:<8} {done} of {total}")
+                to_stderr(f"{stage:<8} {done} of {total}{self._left(stage, now, done, total)}")
+
+    def _left(self, stage: str, now: float, done: int, total: int) -> str:
+        """The time left of a stage at its speed so far, in words."""
+        since, begun = self._begun[stage]
+        if not begun < done < total:
+            return ""
+        seconds = (now - since) / (done - begun) * (total - done)
+        return f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
 
 
 def _speed_column() -> ProgressColumn:
@@ -151,6 +162,19 @@ def _speed_column() -> ProgressColumn:
 def in_axes(values: Sequence[float | int]) -> str:
     """'24 x 320 x 320' or '5 x 0.7 x 0.7'."""
     return " x ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def describe_training(card: ModelCard) -> list[str]:
+    """What a training reached and what it cost."""
+    told, reached = card.training, card.training.get("reached", {})
+    waited = f"{100 * told['waiting_share']:.1f} % of it waiting for data"
+    lines = [f"time     {told['seconds']} s for {told['steps']} steps, {waited}"]
+    if "over_cubic_db" in reached:
+        lines.append(
+            f"held out {reached['over_cubic_db']:+.2f} dB over cubic, {reached['gain_db']:+.2f} dB over the floor; "
+            f"without projection {reached['unprojected_over_cubic_db']:+.2f} dB over cubic"
+        )
+    return lines
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

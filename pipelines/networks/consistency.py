@@ -58,6 +58,30 @@ class Twin:
         inverse = np.where(seen, 1.0 / np.where(seen, eigenvalues + weight, 1.0), 0.0)
         return cls(tuple(matrices), tuple(vectors), torch.tensor(inverse, dtype=torch.float32, device=device))
 
+    @classmethod
+    def stacked(cls, twins: Sequence[Self]) -> Self:
+        """One for images (b, c, *axes), the first with the first twin and so on; all of one shape."""
+        d = len(twins[0].matrices)
+
+        def together(each: Sequence[Tensor | None]) -> Tensor | None:
+            found = [t for t in each if t is not None]
+            return torch.stack(found)[(slice(None), *(None,) * (d - 1))] if found else None
+
+        axes = range(d)
+        return cls(
+            tuple(together([twin.matrices[a] for twin in twins]) for a in axes),
+            tuple(together([twin.vectors[a] for twin in twins]) for a in axes),
+            torch.stack([twin.inverse for twin in twins])[:, None],
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+
+        def moved(each: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+            return tuple(None if t is None else t.to(device) for t in each)
+
+        return type(self)(moved(self.matrices), moved(self.vectors), self.inverse.to(device))
+
     def forward(self, fine: Tensor) -> Tensor:
         """A x: (..., *fine) -> (..., *coarse)."""
         return _apply(self.matrices, fine, transpose=False)
@@ -80,6 +104,6 @@ def _apply(matrices: tuple[Tensor | None, ...], image: Tensor, *, transpose: boo
     d = len(matrices)
     for axis, matrix in enumerate(matrices):
         if matrix is not None:
-            m = matrix.T if transpose else matrix
-            image = torch.movedim(torch.movedim(image, axis - d, -1) @ m.T, -1, axis - d)
+            m = matrix.mT if transpose else matrix
+            image = torch.movedim(torch.movedim(image, axis - d, -1) @ m.mT, -1, axis - d)
     return image

@@ -1,19 +1,33 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
+from pipelines import runner
 from pipelines.card import CONFIGS, ModelCard
-from pipelines.errors import InputError, UsageError
-from pipelines.training.fit import TrainingConfig, train
+from pipelines.errors import BudgetError, InputError, ModelError, StoreError, UsageError
+from pipelines.training import fit, memory
+from pipelines.training.config import TrainingConfig
+from pipelines.training.fit import train
+from pipelines.training.patches import Batch
+from pipelines.training.task import Step
+from pipelines.training.textbook import TextbookTask, built
 
-TINY = """
+LATTICE = """
 name: tiny
 kind: volumes
 data: volumes
@@ -26,99 +40,287 @@ checkpoint_every: 2
 card: {domain: med, axes: through-plane, scales: [1.5, 8.0]}
 """
 
-
-@pytest.fixture
-def data_folder(tmp_path: Path) -> Path:
-    """Two small volumes of blobs."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "data" / "volumes"
-    folder.mkdir(parents=True)
-    z, y, x = np.meshgrid(*[np.arange(n) for n in (30, 26, 28)], indexing="ij")
-    for n in range(2):
-        image = sum(
-            np.exp(-((z - a) ** 2 + (y - b) ** 2 + (x - c) ** 2) / 12) for a, b, c in rng.uniform(4, 22, (40, 3))
-        )
-        nibabel.save(nibabel.Nifti1Image((1000 * image).astype(np.int16), np.eye(4)), folder / f"v{n}.nii.gz")
-    return folder.parent
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, and few pairs to say what was reached: everything here is tiny."""
-    monkeypatch.setattr("pipelines.training.fit.CHECKED", 4)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+Config = Callable[..., Path]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
+def lattice(tmp_path: Path) -> Path:
+    path = tmp_path / "lattice.yaml"
+    path.write_text(LATTICE)
     return path
 
 
-def test_a_resumed_training_gives_the_same_weights(tmp_path: Path, config: Path, data_folder: Path) -> None:
-    train(config, data_folder, tmp_path / "once", runs=tmp_path / "runs-a")
-    train(config, data_folder, tmp_path / "twice", runs=tmp_path / "runs-b", stop_after=3)
-    early = load_file(tmp_path / "twice" / "tiny-1.0.safetensors")
-    train(config, data_folder, tmp_path / "twice", resume=True, runs=tmp_path / "runs-b")
-    once, twice = (load_file(tmp_path / f / "tiny-1.0.safetensors") for f in ("once", "twice"))
-    assert once.keys() == twice.keys()
-    assert all(np.array_equal(once[k], twice[k]) for k in once)
-    assert any(not np.array_equal(once[k], early[k]) for k in once)
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(next(folder.glob("*.safetensors")))
 
 
-def test_the_bundle_says_what_the_training_cost(tmp_path: Path, config: Path, data_folder: Path) -> None:
-    card = train(config, data_folder, tmp_path / "out", runs=tmp_path / "runs", stop_after=2)
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    assert one.keys() == other.keys()
+    return all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_a_resumed_lattice_training_gives_the_same_weights(tmp_path: Path, lattice: Path, data_folder: Path) -> None:
+    train(lattice, data_folder, tmp_path / "once", runs=tmp_path / "a")
+    train(lattice, data_folder, tmp_path / "early", runs=tmp_path / "b", stop_after=3)
+    train(lattice, data_folder, tmp_path / "twice", resume=True, runs=tmp_path / "b")
+    assert same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    assert not same(weights(tmp_path / "once"), weights(tmp_path / "early"))
+
+
+def test_the_bundle_of_a_lattice_network_says_what_the_training_cost(
+    tmp_path: Path, lattice: Path, data_folder: Path
+) -> None:
+    card = train(lattice, data_folder, tmp_path / "out", runs=tmp_path / "runs", stop_after=2)
     assert card == ModelCard.read(tmp_path / "out" / "tiny-1.0.json")
     card.verify()
     assert (card.training["steps"], card.training["planned_steps"], card.training["pairs"]) == (2, 6, 4)
-    assert card.training["seconds"] >= 0
     assert 0 <= card.training["reached"]["pairs_below_floor"] <= 1
     assert card.halo == (3, 9, 9)
-    assert list((tmp_path / "runs" / "tiny-1.0" / "log").glob("events*"))
 
 
-def test_resuming_nothing_is_refused(tmp_path: Path, config: Path, data_folder: Path) -> None:
-    with pytest.raises(UsageError, match="no checkpoint to resume from"):
-        train(config, data_folder, tmp_path, resume=True, runs=tmp_path / "runs")
+@pytest.mark.parametrize("readers", [0, 2])
+def test_the_weights_do_not_depend_on_who_makes_the_pairs(
+    tmp_path: Path, config: Config, data_folder: Path, readers: int
+) -> None:
+    one = train(config("rasters"), data_folder, runs=tmp_path / "a")
+    other = train(config("rasters", f"readers: {readers}"), data_folder, runs=tmp_path / "b")
+    assert one.folder
+    assert other.folder
+    assert same(weights(one.folder), weights(other.folder))
+    third = train(config("rasters", "seed: 2"), data_folder, runs=tmp_path / "c")
+    assert third.folder
+    assert not same(weights(one.folder), weights(third.folder))
 
 
-def test_training_without_data_is_refused(tmp_path: Path, config: Path) -> None:
-    (tmp_path / "volumes").mkdir()
-    with pytest.raises(InputError, match="no training data"):
-        train(config, tmp_path, tmp_path, runs=tmp_path / "runs")
+KILLED = """
+import os, sys
+from pathlib import Path
+from pipelines.training.fit import train
+
+def progress(stage, done, all):
+    if stage == "train" and done == int(sys.argv[4]):
+        os.kill(os.getpid(), 9)
+
+train(Path(sys.argv[1]), Path(sys.argv[2]), runs=Path(sys.argv[3]), progress=progress)
+"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("setps: 6", "unknown key 'setps'.*Did you mean 'steps'"),
-        ("kind: videos", "trains on 'videos'.*volumes, rasters"),
-        ("network: {chanels: 8}", "chanels"),
-        ("[", "cannot be read"),
-    ],
+    "network", ["{name: vae, channels: [8, 8], latent: 2}", "{name: srresnet, channels: 8, blocks: 1, norm: batch}"]
 )
-def test_a_config_that_is_wrong_is_refused(tmp_path: Path, change: str, message: str) -> None:
-    path = tmp_path / "wrong.yaml"
-    key = change.partition(":")[0]
-    path.write_text("\n".join([line for line in TINY.splitlines() if not line.startswith(f"{key}:")] + [change]))
-    with pytest.raises(UsageError, match=message):
-        TrainingConfig.read(path)
+def test_a_training_killed_at_any_step_goes_on_to_the_same_weights(
+    tmp_path: Path, config: Config, data_folder: Path, network: str
+) -> None:
+    path = config("rasters", f"network: {network}", "steps: 9", "patience: 5")
+    once = train(path, data_folder, runs=tmp_path / "a")
+    seed = random.SystemRandom().randrange(1000)
+    step = random.Random(seed).randrange(2, 9)
+    print(f"seed {seed}: killed after step {step}")  # noqa: T201
+    command = [sys.executable, "-c", KILLED, str(path), str(data_folder), str(tmp_path / "b"), str(step)]
+    ended = subprocess.run(command, check=False, capture_output=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    kept = torch.load(tmp_path / "b" / "tiny-1.0" / "last.ckpt", weights_only=True)["global_step"]
+    assert kept == step - step % 2 - (2 if step % 2 == 0 and kept < step else 0)
+    twice = train(path, data_folder, runs=tmp_path / "b", resume=True)
+    assert once.folder
+    assert twice.folder
+    assert same(weights(once.folder), weights(twice.folder))
+    assert once.training["reached"] == twice.training["reached"]
 
 
-def test_a_config_that_lacks_a_key_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "short.yaml"
-    path.write_text("name: a\nkind: volumes\n")
-    with pytest.raises(UsageError, match="lacks data, steps"):
-        TrainingConfig.read(path)
+@pytest.mark.slow
+def test_two_processes_share_each_batch(tmp_path: Path, config: Config, data_folder: Path) -> None:
+    alone = train(config("rasters"), data_folder, runs=tmp_path / "a")
+    both = train(config("rasters"), data_folder, runs=tmp_path / "b", devices=2)
+    assert alone.folder
+    assert both.folder
+    one, two = weights(alone.folder), weights(both.folder)
+    assert both.training["steps"] == 6
+    assert max(np.abs(one[k] - two[k]).max() for k in one) < 1e-5  # sums in another order
+    with pytest.raises(UsageError, match=r"3 processes cannot share a batch of 4.*batch: 6"):
+        train(config("rasters"), data_folder, runs=tmp_path / "c", devices=3)
 
 
-def test_the_shipped_configs_fit_their_bundles() -> None:
-    for path in sorted((CONFIGS / "training").glob("*.yaml")):
-        config = TrainingConfig.read(path)
-        card = ModelCard.read(CONFIGS / "models" / f"{config.name}-{config.version}.json")
-        assert config.options.to_json() == card.options
-        assert card.training["seed"] == config.seed
+@pytest.mark.parametrize(("kind", "scale"), [("rasters", "2"), ("volumes", "4x1x1")])
+def test_upscale_runs_what_was_trained(
+    tmp_path: Path, config: Config, data_folder: Path, kind: str, scale: str
+) -> None:
+    card = train(config(kind), data_folder / kind, runs=tmp_path / "runs")  # a folder of one's own
+    assert card.folder
+    assert card.training["split"].startswith("2 images for training, 1 held out")
+    source = min((data_folder / kind).iterdir())
+    product = tmp_path / source.name
+    report = runner.upscale(source, product, scale=scale, model=str(card.folder / f"{card.id}.json"))
+    assert product.exists()
+    assert report.model == card.id
+    assert list((card.folder / "log").glob("events*"))
+
+
+def test_a_short_training_is_above_cubic_without_the_projection(
+    tmp_path: Path, config: Config, data_folder: Path
+) -> None:
+    lines = ("steps: 80", "rate: 0.01", "check_every: 40", "raw_weight: 0.5", "augment: {noise: 0}")
+    reached = train(config("rasters", *lines), data_folder, runs=tmp_path).training["reached"]
+    assert 0.2 < reached["unprojected_over_cubic_db"] < reached["over_cubic_db"]
+
+
+def test_patience_ends_a_training_and_keeps_the_best(tmp_path: Path, config: Config, data_folder: Path) -> None:
+    lines = ("steps: 60", "check_every: 1", "patience: 3", "rate: 0.5", "schedule: constant", "average: 0.0")
+    card = train(config("rasters", *lines), data_folder, runs=tmp_path)
+    assert card.training["steps"] < 60
+    state = torch.load(tmp_path / "tiny-1.0" / "last.ckpt", weights_only=True)
+    assert state["best"]["looks_since"] == 3
+    assert state["best"]["step"] == card.training["steps"] - 3
+    best = state["best"]["weights"]
+    assert same(weights(tmp_path / "tiny-1.0"), {k: v.numpy() for k, v in best.items()})
+
+
+def test_frozen_parts_stay_and_others_start_from_the_bundle(tmp_path: Path, config: Config, data_folder: Path) -> None:
+    first = train(config("rasters"), data_folder, runs=tmp_path / "a")
+    assert first.folder
+    card = str(first.folder / "tiny-1.0.json")
+    names = sorted(weights(first.folder))
+    part = names[0].rpartition(".")[0]
+    path = config("rasters", f"freeze: [{part}]", "version: '1.1'")
+    second = train(path, data_folder, runs=tmp_path / "a", init_from=card)
+    assert second.folder
+    before, after = weights(first.folder), weights(second.folder)
+    assert all(np.array_equal(before[k], after[k]) == k.startswith(part) for k in names)
+    with pytest.raises(UsageError, match=r"no part 'net.99'.*Did you mean"):
+        train(config("rasters", "freeze: [net.99]"), data_folder, runs=tmp_path / "b")
+    other = config("rasters", "network: {name: edsr, channels: 8, blocks: 1}")
+    with pytest.raises(ModelError, match=r"holds the weights of espcn.*trains edsr"):
+        train(other, data_folder, runs=tmp_path / "b", init_from=card)
+
+
+@pytest.mark.parametrize("kind", ["relativistic", "hinge"])
+def test_adversarial_training_starts_where_it_is_told(
+    tmp_path: Path, config: Config, data_folder: Path, kind: str
+) -> None:
+    plain = train(config("rasters", "extent: 24"), data_folder, runs=tmp_path / "a")
+    told = f"adversarial: {{kind: {kind}, start: %d, weight: 0.1, discriminator: {{channels: 8, layers: 1}}}}"
+    late = train(config("rasters", "extent: 24", told % 100), data_folder, runs=tmp_path / "b")
+    early = train(config("rasters", "extent: 24", told % 2), data_folder, runs=tmp_path / "c")
+    assert plain.folder
+    assert late.folder
+    assert early.folder
+    assert early.training["steps"] == 6
+    assert not same(weights(plain.folder), weights(early.folder))
+    assert all(
+        np.allclose(a, b, atol=1e-6)
+        for a, b in zip(weights(plain.folder).values(), weights(late.folder).values(), strict=True)
+    )
+    train(config("rasters", "extent: 24", told % 2), data_folder, runs=tmp_path / "d", stop_after=4)
+    resumed = train(config("rasters", "extent: 24", told % 2), data_folder, runs=tmp_path / "d", resume=True)
+    assert resumed.folder
+    assert same(weights(early.folder), weights(resumed.folder))
+
+
+def test_resuming_nothing_or_another_training_is_refused(tmp_path: Path, config: Config, data_folder: Path) -> None:
+    with pytest.raises(UsageError, match="no checkpoint to resume from"):
+        train(config("rasters"), data_folder, resume=True, runs=tmp_path)
+    train(config("rasters"), data_folder, runs=tmp_path, stop_after=2)
+    with pytest.raises(UsageError, match=r"made with batch 4, the config says 8"):
+        train(config("rasters", "batch: 8"), data_folder, resume=True, runs=tmp_path)
+    other = config("rasters", "network: {name: edsr, channels: 8, blocks: 1}")
+    with pytest.raises(UsageError, match=r"made with network .*espcn"):
+        train(other, data_folder, resume=True, runs=tmp_path)
+
+
+def test_training_without_data_is_refused(tmp_path: Path, lattice: Path, config: Config) -> None:
+    (tmp_path / "own" / "volumes").mkdir(parents=True)
+    for path in (lattice, config("volumes")):
+        with pytest.raises(InputError, match="no training data"):
+            train(path, tmp_path / "own", tmp_path, runs=tmp_path / "runs")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(
+    tmp_path: Path, config: Config, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = TextbookTask.step
+
+    def broken(self: TextbookTask, net: torch.nn.Module, batch: Batch) -> Step:
+        made = step(self, net, batch)
+        return replace(made, loss=made.loss * float("nan"))
+
+    monkeypatch.setattr(TextbookTask, "step", broken)
+    with pytest.raises(UsageError, match=r"not finite at step 0.*[Ll]ower rate"):
+        train(config("rasters"), data_folder, runs=tmp_path)
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_what_does(
+    tmp_path: Path, config: Config, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed, pair = memory.step_bytes(
+        built(TrainingConfig.read(config("rasters"))), TrainingConfig.read(config("rasters"))
+    )
+    monkeypatch.setattr(memory, "free_bytes", lambda **_: fixed + 2.5 * pair)
+    with pytest.raises(BudgetError, match="batch: 2"):
+        train(config("rasters"), data_folder, runs=tmp_path)
+    monkeypatch.setattr(memory, "free_bytes", lambda **_: fixed + 0.3 * pair)
+    with pytest.raises(BudgetError, match=r"batch: 1 and extent: \[6, 6\]"):
+        train(config("rasters"), data_folder, runs=tmp_path)
+
+
+def test_out_of_memory_in_a_step_says_what_fits(
+    tmp_path: Path, config: Config, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TextbookTask, "step", fail)
+    with pytest.raises(BudgetError, match=r"a training step takes about .* GB"):
+        train(config("rasters"), data_folder, runs=tmp_path)
+
+
+def test_a_full_disk_is_told_before_the_first_step_and_in_it(
+    tmp_path: Path, config: Config, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "LEAST_FREE_BYTES", 1e18)
+        with pytest.raises(StoreError, match=r"cannot be written.*GB are free"):
+            train(config("rasters"), data_folder, runs=tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    with pytest.raises(StoreError, match="No space left"):
+        train(config("rasters"), data_folder, runs=tmp_path)
+
+
+def small(path: Path) -> TrainingConfig:
+    """A shipped config with few and small pairs."""
+    plain = TrainingConfig.read(path).to_json()
+    least = {2: [16, 16], 3: [8, 8, 8]}[len(plain["scale"])]
+    return TrainingConfig.of(
+        {**plain, "extent": least, "steps": 2, "batch": 2, "checked": 2, "data": plain["kind"], "margin": 1}
+    )
+
+
+TEXTBOOK = sorted(p for p in (CONFIGS / "training").glob("*.yaml") if p.stem.endswith(("-2d", "-3d")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TEXTBOOK, ids=lambda p: p.stem)
+def test_every_shipped_config_makes_steps_and_a_bundle(path: Path, tmp_path: Path, data_folder: Path) -> None:
+    card = train(small(path), data_folder, runs=tmp_path)
+    card.verify()
+    assert card.training["steps"] == 2
+    assert np.isfinite(card.training["reached"]["gain_db"])
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("path", TEXTBOOK, ids=lambda p: p.stem)
+def test_a_shipped_config_trains_to_above_cubic(path: Path, tmp_path: Path, data: Path) -> None:
+    """In full, about five minutes each: only those that TRUESCALE_TRAIN names ('all', or names with commas)."""
+    asked = os.environ.get("TRUESCALE_TRAIN", "")
+    if asked != "all" and path.stem not in asked.split(","):
+        pytest.skip("TRUESCALE_TRAIN does not name it")
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    reached = train(path, data, runs=tmp_path / "runs").training["reached"]
+    assert reached["unprojected_over_cubic_db"] > 0
+    assert reached["gain_db"] >= 0

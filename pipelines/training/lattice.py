@@ -1,0 +1,135 @@
+"""Training the shipped family: pairs of any scale, a Charbonnier loss of the projected estimate, its card."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipelines.card import ModelCard
+from pipelines.networks.lattice import LatticeNet, place_pixels, place_rows
+from pipelines.training.config import TrainingConfig
+from pipelines.training.pairs import MAKERS, Pair, Scene, generator, load_rasters, load_volumes
+from pipelines.training.task import Judgement, Step
+
+CHARBONNIER = 0.1
+"""Where the loss turns from quadratic to linear, in units of the floor's mean error."""
+
+CHECKED = 100
+"""Pairs that say what a training reached."""
+
+FRESH = 2**40
+"""Number of the first of them: no training gets there."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatticeTask:
+    """See `Task`."""
+
+    config: TrainingConfig
+    scenes: list[Scene]
+
+    @classmethod
+    def of(cls, config: TrainingConfig, data: Path) -> LatticeTask:
+        """With the training scenes in memory."""
+        loader = load_volumes if config.kind == "volumes" else load_rasters
+        return cls(config, loader(data / config.data, config.hold_out))
+
+    def network(self) -> nn.Module:
+        return LatticeNet(self.config.options, mixed=self.config.mixed)
+
+    def batch(self, numbers: Sequence[int]) -> list[Pair]:
+        c = self.config
+        extent = cast(int, c.extent)
+        return [MAKERS[c.kind](generator(c.seed, n), self.scenes, c.options, extent) for n in numbers]
+
+    def step(self, net: nn.Module, batch: list[Pair]) -> Step:
+        losses, gains = [], []
+        for pair in batch:
+            r = residual(cast(LatticeNet, net), pair)
+            error = pair.floor + pair.twin.unseen(r) - pair.truth
+            raw = pair.cubic + r - pair.truth
+            losses.append(_charbonnier(error / pair.unit) + self.config.raw_weight * _charbonnier(raw / pair.unit))
+            before = float(torch.mean((pair.floor - pair.truth) ** 2))
+            if pair.clean and before > 0:
+                gains.append(10 * math.log10(before / max(float(torch.mean(error.detach() ** 2)), 1e-20)))
+        return Step(torch.stack(losses).mean(), {"gain_db_clean": sum(gains) / len(gains)} if gains else {})
+
+    def judged(self, net: nn.Module) -> Judgement | None:
+        del net
+        return None
+
+    def bundle(self, net: nn.Module, folder: Path, training: dict[str, Any]) -> ModelCard:
+        return write_bundle(cast(LatticeNet, net), self.config, self.scenes, folder, training)
+
+
+def residual(net: LatticeNet, pair: Pair) -> Tensor:
+    """The residual (fine image) of one pair."""
+    maps = net(pair.coarse[None], pair.condition)
+    weights = net.basis(pair.phases, pair.condition)
+    if pair.columns is None:
+        return place_rows(maps, pair.rows, weights)[0]
+    return place_pixels(maps, pair.rows, pair.columns, weights[pair.phase_map].permute(2, 0, 1))[0]
+
+
+def _charbonnier(error: Tensor) -> Tensor:
+    return torch.mean(torch.sqrt(error * error + CHARBONNIER**2) - CHARBONNIER)
+
+
+def reached(net: LatticeNet, config: TrainingConfig, scenes: list[Scene]) -> dict[str, float]:
+    """Mean gain over the floor [dB] on CHECKED fresh pairs of the training scenes, and the share that lost."""
+    gains: dict[bool, list[float]] = {True: [], False: []}
+    extent = cast(int, config.extent)
+    with torch.inference_mode():
+        for number in range(CHECKED):
+            pair = MAKERS[config.kind](generator(config.seed, FRESH + number), scenes, config.options, extent)
+            error = pair.floor + pair.twin.unseen(residual(net, pair)) - pair.truth
+            before, after = (float(torch.mean(e**2)) for e in (pair.floor - pair.truth, error))
+            if min(before, after) > 0:
+                gains[pair.clean].append(10 * math.log10(before / after))
+    both = gains[True] + gains[False]
+    result = {"pairs_below_floor": round(sum(g < 0 for g in both) / max(1, len(both)), 3)}
+    for name, clean in (("gain_db_clean", True), ("gain_db_noisy", False)):
+        if gains[clean]:
+            result[name] = round(sum(gains[clean]) / len(gains[clean]), 2)
+    return result
+
+
+def write_bundle(
+    net: LatticeNet, config: TrainingConfig, scenes: list[Scene], out: Path, training: dict[str, Any]
+) -> ModelCard:
+    """The weights and their card in `out`; the first layer is made zero-sum."""
+    first: nn.Parameter = net.first.conv.weight
+    with torch.no_grad():
+        first.sub_(first.mean(dim=(1, 2, 3), keepdim=True))
+    options = config.options
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"{config.name}-{config.version}"
+    tensors = {k: v.detach().contiguous().clone() for k, v in sorted(net.state_dict().items())}
+    save_file(tensors, out / f"{stem}.safetensors")
+    along, across = options.halo
+    card = ModelCard.from_json(
+        {
+            "name": config.name,
+            "version": config.version,
+            "network": "lattice",
+            "options": options.to_json(),
+            "halo": [along, across, across] if options.phases == 1 else [along, across],
+            "multiple_of": [1] * (3 if options.phases == 1 else 2),
+            "normalisation": "(x - median) / (99th - 1st percentile); only the noise's share depends on it",
+            "sha256": hashlib.sha256((out / f"{stem}.safetensors").read_bytes()).hexdigest(),
+            "weights_file": f"{stem}.safetensors",
+            "training": {**training, "reached": reached(net, config, scenes)},
+            **config.card,
+        },
+        out,
+    )
+    card.write(out / f"{stem}.json")
+    return card
