@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipelines.card import ModelCard
 from pipelines.errors import StoppedError, UsageError
-from pipelines.networks import has_cuda
+from pipelines.networks import has_cuda, monai_bundle
 from pipelines.training import adversarial, memory
 from pipelines.training.config import TrainingConfig
 from pipelines.training.lattice import LatticeTask
@@ -432,7 +432,9 @@ def _product(last: Path, task: Task, settings: TrainingConfig, out: Path) -> Mod
         "torch": torch.__version__.split("+")[0],
         "lightning": lightning.__version__,
     }
-    return task.bundle(net.eval(), out, training)
+    card = task.bundle(net.eval(), out, training)
+    monai_bundle.add(card)
+    return card
 
 
 def _bare(task: Task, settings: TrainingConfig) -> nn.Module:

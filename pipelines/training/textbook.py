@@ -153,12 +153,6 @@ def built(config: TrainingConfig) -> Textbook:
     """The untrained network of a config. Raises ModelError or UsageError for one that cannot be trained so."""
     options = dict(config.network)
     net = build(str(options.pop("name")), config.scale, **options)
-    if not net.local:
-        raise UsageError(
-            what=f"{config.network['name']} with these options depends on the whole image",
-            why="tiles of a product would not agree, so it can have no bundle",
-            fix="choose a local variant, like window: 9",
-        )
     if any(n % m for n, m in zip(config.patch, net.multiple_of, strict=True)):
         near = [max(m, round(n / m) * m) for n, m in zip(config.patch, net.multiple_of, strict=True)]
         raise UsageError(

@@ -81,10 +81,9 @@ def test_a_shipped_config_describes_a_network_that_can_be_built(path: Path) -> N
     assert sum(p.numel() for p in net.parameters()) < 2_000_000
 
 
-def test_a_network_that_is_not_local_is_refused_before_it_is_trained(config: Callable[..., Path]) -> None:
+def test_a_network_that_is_not_local_is_trained_as_it_is(config: Callable[..., Path]) -> None:
     line = "network: {name: rcan, channels: 8, groups: 1, blocks: 1, reduction: 2, window: 0}"
-    with pytest.raises(UsageError, match="depends on the whole image"):
-        built(TrainingConfig.read(config("rasters", line)))
+    assert not built(TrainingConfig.read(config("rasters", line))).local
 
 
 def test_patches_that_strides_do_not_divide_are_refused(config: Callable[..., Path]) -> None:
