@@ -6,11 +6,14 @@ The loss sees the projected output, so the network learns what the measurement d
 from __future__ import annotations
 
 import copy
+import ctypes
 import errno
 import json
 import logging
 import math
 import os
+import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,6 +45,9 @@ from pipelines.workspace import disk_failed
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 LOGGED_EVERY = 10
 """Steps between points of a curve."""
@@ -218,7 +224,13 @@ class Training(lightning.LightningModule):  # type: ignore[misc]  # Lightning is
         c = self.config
         pairs = Pairs(self.task, c, self.global_step, self.global_rank, self.trainer.world_size)
         self._loader = Waited(
-            DataLoader(pairs, batch_size=None, num_workers=c.readers, prefetch_factor=4 if c.readers else None)
+            DataLoader(
+                pairs,
+                batch_size=None,
+                num_workers=c.readers,
+                prefetch_factor=4 if c.readers else None,
+                worker_init_fn=_end_with_the_trainer,
+            )
         )
         return self._loader
 
@@ -408,6 +420,12 @@ def _disk(runs: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         raise disk_failed(f"the folder '{runs.name}'", error) from error
+
+
+def _end_with_the_trainer(_reader: int) -> None:
+    """Where the system can: a reader whose trainer was killed would wait for ever for room in its queue."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _product(last: Path, task: Task, settings: TrainingConfig, out: Path) -> ModelCard:
