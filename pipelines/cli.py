@@ -395,10 +395,18 @@ def export(model: str, output: Path, form: str, overwrite: bool) -> None:
     help="Folder for page.html, tables and scores. The same call goes on with a stopped evaluation.",
 )
 @click.option("--limit", metavar="N", type=int, help="Only the first N subjects or places.")
+@click.option("--unprojected", is_flag=True, help="Every network also without the projection.")
 @click.option("--json", "as_json", is_flag=True, help="The tables as one JSON object.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
-    suite: str, data: Path | None, models: str | None, out: Path | None, limit: int | None, as_json: bool, quiet: bool
+    suite: str,
+    data: Path | None,
+    models: str | None,
+    out: Path | None,
+    limit: int | None,
+    unprojected: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Compare methods with the truth: images made coarse by a simulated sensor, restored and measured.
 
@@ -417,7 +425,7 @@ def evaluate(
 
     chosen = [name for name in models.split(",") if name] if models is not None else None
     with Screen(quiet=quiet) as screen:
-        result = suites.evaluate(suite, folder, chosen, screen.progress, out=out, limit=limit)
+        result = suites.evaluate(suite, folder, chosen, screen.progress, out=out, limit=limit, unprojected=unprojected)
         if out is not None:
             screen.say(f"written  {out / 'page.html'}, tables.md, tables.json, scores.csv")
     to_stdout(json.dumps(result.to_json()) if as_json else result.to_text())

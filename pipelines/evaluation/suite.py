@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Protocol
@@ -48,16 +48,18 @@ class Restore(Protocol):
         scale: Factor,
         model: str,
         noise: Literal["auto"] | float,
+        consistency: bool,
     ) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What is compared. name: of its row; model: what `upscale --model` is told."""
+    """What is compared. name: of its row; model: what `upscale --model` is told; projected: as `upscale` always is."""
 
     name: str
     model: str
     card: cards.ModelCard
+    projected: bool = True
 
     def suits(self, domain: str, scales: Factor) -> bool:
         """Whether it is for such images and makes such a scale."""
@@ -76,17 +78,22 @@ def evaluate(
     *,
     out: Path | None = None,
     limit: int | None = None,
+    unprojected: bool = False,
     restore: Restore | None = None,
 ) -> Tables:
     """The tables of a suite (`conditions.SUITES`) on the images in `data` (see `truths.entries`).
 
     models: only these, cubic and the floor (None: nearest, linear, cubic, floor and every shipped network); out: a
     folder for the documents and pictures, in which the same call goes on after it was stopped; limit: only the first
-    subjects or places; restore: None for the engine of `upscale`. Clean data are restored as told to be clean, noisy
+    subjects or places; unprojected: every network also without the projection; restore: None for the engine of
+    `upscale`. Clean data are restored as told to be clean, noisy
     ones with the noise estimated. Raises UsageError, ModelError, InputError.
     """
     asked = suite_of(suite)
     chosen = _chosen(models)
+    if unprojected:
+        networks = [m for m in chosen if m.card.network]
+        chosen += [replace(m, name=f"{m.name} unprojected", projected=False) for m in networks]
     if limit is not None and limit < 1:
         raise UsageError(what=f"--limit {limit} leaves nothing to measure", fix="give 1 or more")
     listed, left = entries(asked.domains, data)
@@ -140,8 +147,9 @@ def _engine() -> Restore:
         scale: Factor,
         model: str,
         noise: Literal["auto"] | float,
+        consistency: bool,
     ) -> NDArray[np.float32]:
-        return upscale_array(samples, header, scale=scale, model=model, noise=noise)
+        return upscale_array(samples, header, scale=scale, model=model, noise=noise, consistency=consistency)
 
     return restore
 
@@ -233,7 +241,9 @@ def _score(
     """(the score, the product) of one method."""
     noise: Literal["auto"] | float = "auto" if case.condition.noisy else 0.0
     started = time.perf_counter()
-    made = restore(case.coarse, case.header, scale=case.factor, model=method.model, noise=noise)
+    made = restore(
+        case.coarse, case.header, scale=case.factor, model=method.model, noise=noise, consistency=method.projected
+    )
     seconds = time.perf_counter() - started
     product = np.asarray(made, np.float64)
     compared = comparison(case, product, lifted)

@@ -25,7 +25,7 @@ from pipelines.projection import project
 from tests.srmed.make_dicom import Series
 
 
-def direct(samples, header, *, scale, model, noise):
+def direct(samples, header, *, scale, model, noise, consistency=True):
     """nearest, linear, cubic and the floor from their definitions, without the engine."""
     fine = header.grid.rescaled(scale)
     kind = "cubic" if model == "floor" else model
@@ -168,9 +168,9 @@ def test_a_wider_transfer_function_has_a_gaussian_twenty_percent_wider():
 def test_noise_has_the_strength_of_the_protocol_and_is_the_same_for_every_method(folder):
     seen = []
 
-    def spy(samples, header, *, scale, model, noise):
+    def spy(samples, header, *, scale, model, noise, consistency):
         seen.append((model, noise, samples.copy()))
-        return direct(samples, header, scale=scale, model=model, noise=noise)
+        return direct(samples, header, scale=scale, model=model, noise=noise, consistency=consistency)
 
     truth = read_all("geo", folder)[0]
     noisy = Condition("geo", Profile("mtf", 0.3), scale=2, noisy=True)
@@ -356,11 +356,11 @@ class StoppedHereError(Exception):
 def failing_after(count):
     calls = []
 
-    def restore(samples, header, *, scale, model, noise):
-        calls.append(model)
+    def restore(samples, header, *, scale, model, noise, consistency):
+        calls.append((model, consistency))
         if len(calls) > count:
             raise StoppedHereError
-        return direct(samples, header, scale=scale, model=model, noise=noise)
+        return direct(samples, header, scale=scale, model=model, noise=noise, consistency=consistency)
 
     return restore, calls
 
@@ -397,8 +397,22 @@ def test_a_further_model_is_added_to_what_is_there(folder, tmp_path):
     suite.evaluate("smoke", folder, ["floor"], out=tmp_path / "o", restore=direct, limit=1)
     restore, calls = failing_after(10**6)
     tables = suite.evaluate("smoke", folder, ["linear"], out=tmp_path / "o", restore=restore, limit=1)
-    assert set(calls) == {"linear"}
+    assert set(calls) == {("linear", True)}
     assert [r.model for r in tables.tables[0].rows] == ["linear", "cubic", "floor"]
+
+
+def test_networks_are_also_measured_without_the_projection_if_asked(folder):
+    asked = set()
+
+    def restore(samples, header, *, scale, model, noise, consistency):
+        asked.add((model, consistency))
+        kind = model if model == "floor" else "cubic"
+        return direct(samples, header, scale=scale, model=kind, noise=noise)
+
+    names = ["lattice-geo", "lattice-mri"]
+    tables = suite.evaluate("smoke", folder, names, restore=restore, limit=1, unprojected=True)
+    assert asked == {("cubic", True), ("floor", True), *((name, flag) for name in names for flag in (True, False))}
+    assert any(row.model == "lattice-geo-1.0 unprojected" for table in tables.tables for row in table.rows)
 
 
 def test_another_image_of_the_same_name_is_measured_again(own, tmp_path):
