@@ -27,6 +27,10 @@ from pipelines.training.task import Judgement, Step
 JUDGED = 2**40
 """Number of the first pair that a training is judged by: no training gets there."""
 
+LEAST_MIXED = 3
+"""Samples per axis at the bottom of a strided 3-D network trained in bfloat16: with fewer, torch 2.13's gradients on
+the CPU read memory that nothing has written (measured: other ones each time, some not finite)."""
+
 PANELS = 2
 """Pairs that are shown."""
 
@@ -159,6 +163,13 @@ def built(config: TrainingConfig) -> Textbook:
             what=f"patches of {list(config.patch)} coarse samples do not suit {config.network['name']}",
             why=f"its strides or windows take multiples of {list(net.multiple_of)}",
             fix=f"give extent: {near}",
+        )
+    enough = [max(n, LEAST_MIXED * m if m > 1 else n) for n, m in zip(config.patch, net.multiple_of, strict=True)]
+    if config.mixed and len(config.patch) == 3 and list(config.patch) != enough:
+        raise UsageError(
+            what=f"bfloat16 needs patches larger than {list(config.patch)} in {config.network['name']}",
+            why="where its strides leave two samples, torch's gradients of 3-D convolutions are not determined",
+            fix=f"give extent: {enough}, or mixed: false",
         )
     return net
 

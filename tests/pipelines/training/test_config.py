@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_a_shipped_config_describes_a_network_that_can_be_built(path: Path) -> N
 def test_a_network_that_is_not_local_is_trained_as_it_is(config: Callable[..., Path]) -> None:
     line = "network: {name: rcan, channels: 8, groups: 1, blocks: 1, reduction: 2, window: 0}"
     assert not built(TrainingConfig.read(config("rasters", line))).local
+
+
+@pytest.mark.parametrize(("mixed", "extent", "refused"), [(True, 8, True), (False, 8, False), (True, 12, False)])
+def test_volumes_too_small_for_bfloat16_are_refused(
+    config: Callable[..., Path], mixed: bool, extent: int, refused: bool
+) -> None:
+    lines = ("network: {name: unet, channels: [8, 8, 8]}", f"extent: {[extent] * 3}", f"mixed: {str(mixed).lower()}")
+    made = TrainingConfig.read(config("volumes", *lines))
+    with pytest.raises(UsageError, match="mixed: false") if refused else nullcontext():
+        built(made)
 
 
 def test_patches_that_strides_do_not_divide_are_refused(config: Callable[..., Path]) -> None:

@@ -296,6 +296,7 @@ def small(path: Path) -> TrainingConfig:
     least = {2: [16, 16], 3: [8, 8, 8]}[len(plain["scale"])]
     return TrainingConfig.of(
         {**plain, "extent": least, "steps": 2, "batch": 2, "checked": 2, "data": plain["kind"], "margin": 1}
+        | {"mixed": False}
     )
 
 
