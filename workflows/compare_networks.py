@@ -1,0 +1,123 @@
+"""Train every small network of configs/training, evaluate all on one protocol, print the tables of docs/networks.md.
+
+python workflows/compare_networks.py [NAME ...] [--runs DIR] [--data DIR]
+
+About five minutes a network on two cores; what is trained and measured already is kept, so the same call goes on after
+it was stopped. NAME: configs like edsr-2d; without one all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+from pipelines.card import ModelCard
+from pipelines.evaluation import suite
+from pipelines.evaluation.tables import Row, Table
+from pipelines.training.fit import train
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "training"
+
+SUITE = "smoke"
+
+UNPROJECTED = " unprojected"
+
+
+def main() -> None:
+    """Train, evaluate, print."""
+    known = sorted(path.stem for path in CONFIGS.glob("*-[23]d.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", default=known)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("TRUESCALE_DATA", "data")))
+    asked = parser.parse_args()
+    for name in asked.names:
+        if name not in known:
+            parser.error(f"there is no config {name}; known are {', '.join(known)}")
+    cards = {name: trained(name, asked.data, asked.runs) for name in asked.names}
+    paths = [str(card.folder / f"{card.id}.json") for card in cards.values() if card.folder]
+    made = suite.evaluate(SUITE, asked.data, paths, told, out=asked.runs / "compared", unprojected=True)
+    with (asked.runs / "compared" / "scores.csv").open(encoding="utf-8", newline="") as file:
+        scores = list(csv.DictReader(file))
+    for table in made.tables:
+        lines = list(rows(table, {card.id: card for card in cards.values()}, scores))
+        if lines:
+            head = [
+                f"\n### {table.condition} ({table.counts})\n",
+                f"| {' | '.join(COLUMNS)} |",
+                "|---" * len(COLUMNS) + "|",
+            ]
+            sys.stdout.write("\n".join([*head, *lines, ""]))
+
+
+def trained(name: str, data: Path, runs: Path) -> ModelCard:
+    """The bundle of a config: what is there, or trained now, from the last checkpoint if there is one."""
+    folder = runs / f"{name}-1.0"
+    card = folder / f"{name}-1.0.json"
+    if card.is_file():
+        return ModelCard.read(card)
+    began = time.monotonic()
+    made = train(CONFIGS / f"{name}.yaml", data, runs=runs, resume=(folder / "last.ckpt").is_file())
+    sys.stderr.write(f"trained  {name}: {made.training['reached']}, {time.monotonic() - began:.0f} s\n")
+    return made
+
+
+def told(what: str, done: int, total: int) -> None:
+    """Progress of the evaluation, a line for every tenth."""
+    if total and done * 10 // total != (done - 1) * 10 // total:
+        sys.stderr.write(f"measured {what} {done} of {total}\n")
+
+
+COLUMNS = (
+    *("network", "parameters", "MFLOP a sample", "sees", "seconds", "PSNR", "SSIM"),
+    *("projected, over the floor (worst)", "over cubic", "unprojected, over cubic (worst)"),
+)
+
+
+def rows(table: Table, cards: dict[str, ModelCard], scores: list[dict[str, str]]) -> Iterator[str]:
+    """A line for cubic, the floor and every network that suits the condition, the best first; none without one."""
+    found = {row.model: row for row in table.rows}
+    networks = [row for row in table.rows if row.model in cards]
+    if not networks:
+        return
+    of_condition = [s for s in scores if s["condition"] == table.condition and s["subject"] not in table.apart]
+
+    def over(model: str, other: str) -> tuple[float, float]:
+        return gain(of_condition, model, other)
+
+    yield f"| cubic | 0 | - | - | {figures(found['cubic'])} | - | - | - |"
+    yield f"| floor | 0 | - | - | {figures(found['floor'])} | - | {over('floor', 'cubic')[0]:+.2f} | - |"
+    for row in sorted(networks, key=lambda row: over(row.model, "floor"), reverse=True):
+        card, name = cards[row.model], row.model
+        sees = " x ".join(str(2 * h + 1) for h in card.halo)
+        cost = f"{card.training['parameters']} | {2 * card.kmac_per_sample / 1e3:.3g} | {sees} | {figures(row)}"
+        (mean_db, worst_db), (bare_db, bare_worst_db) = over(name, "floor"), over(name + UNPROJECTED, "cubic")
+        yield (
+            f"| `{name}` | {cost} | {mean_db:+.2f} ({worst_db:+.2f}) | {over(name, 'cubic')[0]:+.2f} "
+            f"| {bare_db:+.2f} ({bare_worst_db:+.2f}) |"
+        )
+
+
+def figures(row: Row) -> str:
+    """Seconds, PSNR, SSIM."""
+    return f"{row.values['seconds']:.2g} | {row.values['psnr']:.2f} | {row.values['ssim']:.4f}"
+
+
+def gain(scores: list[dict[str, str]], model: str, other: str) -> tuple[float, float]:
+    """PSNR of one method over another [dB], image by image: mean over subjects or places, and the worst image."""
+    psnr = {(s["subject"], s["image"], s["model"]): float(s["psnr"]) for s in scores}
+    found: dict[str, list[float]] = {}
+    for (subject, image, name), value in psnr.items():
+        if name == model:
+            found.setdefault(subject, []).append(value - psnr[subject, image, other])
+    return mean([mean(values) for values in found.values()]), min(min(values) for values in found.values())
+
+
+if __name__ == "__main__":
+    main()
