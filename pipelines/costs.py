@@ -74,6 +74,8 @@ def achieved(plan: Plan, calibration: Calibration, records: Iterable[Record]) ->
     """Multiply-adds per second and core of a finished run's network; None if it told too little."""
     channels = sum(channel.refined for channel in calibration.channels)
     seconds = sum(record.seconds.get("network", 0.0) * record.threads for record in records)
+    if plan.device == "cuda":  # whose work the threads share
+        seconds /= min(plan.threads, plan.tile_count)
     if not channels or seconds < LEAST_S:
         return None
     return channels * networks.multiply_adds(plan.card, plan.cover(plan.card)) / seconds

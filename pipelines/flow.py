@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import heap
+from pipelines.engine import local
 from pipelines.planning import Plan
 from pipelines.store import Ledger, Record, Store
 from pipelines.tiles import Tile
@@ -60,7 +61,11 @@ class TileWork:
             writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
             todo = [t for t in tiles if t not in kept]
             stopped = partial(ended, worker.store, self.run)
-            run_tiles(worker, todo, writer=writer, on_done=found.append, stopped=stopped)
+
+            def share(own: Sequence[int], number: int) -> None:
+                run_tiles(worker, own, writer=f"{writer}-{number}", on_done=found.append, stopped=stopped)
+
+            local.run(share, todo, worker.plan.threads)
             return found
 
         return make

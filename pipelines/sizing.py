@@ -147,17 +147,19 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
         for span, side in zip(solved(plan).spans, shard, strict=True)
     ]
     channels, axes = len(plan.channels), max(1, sum(place.changed for place in plan.places))
+    item = plan.working.itemsize
     projection = _largest(parts, 2) * BYTES_PER_ESTIMATE[axes] + _largest(parts, 1) * BYTES_PER_ROW
     tile = projection
     if card.network:  # its samples, normalised in float64, then its features; its residuals stay for the projection
         features = 0.0 if plan.device == "cuda" else card.bytes_per_sample * read + card.bytes_fixed
-        features = max(12 * channels * read, FRAGMENTED * features)
+        features = max((8 + item) * channels * read, FRAGMENTED * features)
         tile = 4 * channels * estimate + max(4 * channels * read + int(features), projection)
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
     tiles = math.prod(len(axis) for axis in pieces)
     # windows: in work and in the hands of readers; shards: the same, of writers
-    tile += channels * (inside * 5 * min(1 + plan.readers, tiles) + made * 4 * min(1 + plan.writers, tiles))
+    tile += channels * inside * (item + 1) * min(1 + plan.readers, tiles)
+    tile += channels * made * item * min(1 + plan.writers, tiles)
     at_once = min(plan.threads, tiles)
     used = _matrix_bytes(plan) + _spectra_bytes(plan, parts) + at_once * tile
     kind = "network" if card.network else "floor"

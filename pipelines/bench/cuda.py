@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipelines.bench.cases import engine, normal
 from pipelines.bench.child import Work, compared, numbers, once, wall_ratio
 from pipelines.bench.goals import Asked, Row
 from pipelines.bench.nets import Doubler, WholeNet, whole_volume
+from pipelines.networks.weights import prepare
 
 MATRIX = 8192
 """Side of the matrices of the product that stands for what the device can do."""
@@ -64,6 +65,7 @@ def _seconds(work: Callable[[], object], repeats: int = 5) -> float:
 
 def bare_image(folder: str) -> Work:
     """The network over the image in memory, square by square, back in memory."""
+    prepare("cuda", "fp32", None)
     samples, net = torch.from_numpy(normal(folder)), Doubler().eval().cuda()
 
     def work() -> dict[str, Any]:
@@ -79,6 +81,7 @@ def bare_image(folder: str) -> Work:
 
 def bare_volume(folder: str) -> Work:
     """The network over the volume in memory, both views."""
+    prepare("cuda", "fp32", None)
     volume, net = normal(folder)[0], WholeNet("lattice-mri", 4).eval().cuda()
 
     def work() -> dict[str, Any]:
@@ -102,16 +105,30 @@ def busy(folder: str) -> Work:
             run()
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-        device_s = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+        device_s = _covered((e.time_range.start, e.time_range.end) for e in profiled.events() if _on_device(e)) / 1e6
         return {"share": 100 * device_s / seconds, "device_s": device_s, "seconds": seconds}
 
     return work
+
+
+def _on_device(event: Any) -> bool:
+    return str(event.device_type).endswith("CUDA")
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals: what several streams do at a time counts once."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
 
 
 def flops() -> Work:
     """TFLOP/s of the network on a square, and of a matrix product."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    prepare("cuda", "fp32", None)
     net = Doubler().eval().cuda()
     x, a = torch.zeros(1, 1, BARE_SIDE, BARE_SIDE, device="cuda"), torch.randn(MATRIX, MATRIX, device="cuda")
 

@@ -15,8 +15,8 @@ from pipelines.store import Ledger, Store
 
 CASES = "pipelines.bench.cases:"
 
-IN_FLIGHT = 5
-"""Tiles between reader and ledger: read, waiting, computed, waiting, written."""
+IN_FLIGHT = 3
+"""Tiles between reader and ledger: read, computed, written."""
 
 WAYS = ("in order", "backwards", "2 workers", "2 torch threads")
 

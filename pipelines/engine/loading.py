@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +14,9 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from pipelines import heap
 from pipelines.errors import TruescaleError
+
+GPUS = Path("/proc/driver/nvidia/gpus")
+"""A folder for each device, where the driver is NVIDIA's."""
 
 Work = Callable[[Sequence[Any]], Any]
 """Does a group of items; what it returns is small."""
@@ -30,6 +35,7 @@ class Loaded(WorkerPlugin):
             with suppress(ValueError):
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             heap.keep()
+            keep_one_gpu(worker.name, os.environ)
         try:
             self.work = self._load()
         except Exception as error:  # noqa: BLE001 - raised again in `call`
@@ -41,6 +47,17 @@ class Loaded(WorkerPlugin):
         close = getattr(self.work, "close", None)
         if close is not None:
             close()
+
+
+def keep_one_gpu(name: object, environment: MutableMapping[str, str]) -> None:
+    """Let a process of a cluster see one of several CUDA devices, in turn by its number, before it uses any.
+
+    name: its number in a LocalCluster; others, like jobs of Slurm, are given their devices by what starts them.
+    """
+    told = environment.get("CUDA_VISIBLE_DEVICES")
+    seen = told.split(",") if told else [str(n) for n in range(len(list(GPUS.glob("*"))))]
+    if isinstance(name, int) and len(seen) > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = seen[name % len(seen)]
 
 
 def call(name: str, items: Sequence[Any]) -> Any:

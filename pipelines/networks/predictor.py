@@ -30,8 +30,8 @@ from pipelines.networks.weights import fill, misfit, prepare
 BATCH_SAMPLES = {"cpu": 32768, "cuda": 1 << 20}
 """Lattice samples of planes a network sees at once: features stay near a processor's caches, and fill a GPU."""
 
-BLOCKS = {"cpu": BLOCK, "cuda": 1024}
-"""Lattice samples per side of a block of an image, at most, for the same reasons."""
+BLOCKS = {"cpu": BLOCK, "cuda": 1152}
+"""Lattice samples per side of a block of an image, at most, for the same reasons: with CUDA a tile at once."""
 
 MOST_PHASES = 64
 """Of the distinct positions of fine samples between coarse ones: a head for each of more costs more than it saves."""
@@ -146,6 +146,8 @@ class LatticePredictor:
         self._basis = copy.deepcopy(net.basis).double().cpu().eval()  # phases are exact, so their weights should be
         # the weights in the order of the samples: else they are put into it for every batch
         self._net = net.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device == "cuda":
+            torch.cuda.synchronize()  # lanes wait for no other stream
 
     @property
     def _lanes(self) -> Lanes:
@@ -189,6 +191,18 @@ class LatticePredictor:
         self, samples: Array, read: Box, write: Box, places: tuple[Placement, ...], condition: Condition
     ) -> Array:
         """See `Predictor.residual`."""
+        try:
+            return self._residual(samples, read, write, places, condition)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                what="the device has no memory left for a tile",
+                why="others use it, or its tiles are too large",
+                fix="give a smaller --memory for smaller tiles (a new run), or --device cpu",
+            ) from error
+
+    def _residual(
+        self, samples: Array, read: Box, write: Box, places: tuple[Placement, ...], condition: Condition
+    ) -> Array:
         halo = self.reach(places)
         axes = {a: _Axis.of(p, write.start[a], write.stop[a]) for a, p in enumerate(places) if p.changed}
         self._refuse_short(read, write, axes, halo)
@@ -287,7 +301,7 @@ class LatticePredictor:
         (ys, which_y), (xs, which_x) = (np.unique(axis.which, return_inverse=True) for axis in (y, x))
         table = torch.tensor([[float(y.phases[p]), float(x.phases[q])] for p in ys for q in xs], dtype=torch.float64)
         weights = self._lanes.put(self._basis(table, told).float().numpy())  # (phases of y and x, K)
-        number = self._lanes.put(which_y[:, None] * len(xs) + which_x)
+        number = self._lanes.put(which_y * len(xs))[:, None] + self._lanes.put(which_x)
         if len(weights) > MOST_PHASES:
             return place_pixels(maps, rows, columns, weights.T[:, number])[0]
         heads = functional.conv2d(maps, weights[:, :, None, None])[0]  # every phase at every lattice sample

@@ -21,7 +21,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from pipelines import runner
-from pipelines.engine import cluster
+from pipelines.engine import cluster, loading
 from pipelines.errors import ModelError, UsageError
 from pipelines.job import Job
 from pipelines.request import Request
@@ -298,3 +298,18 @@ def test_a_cluster_file_that_describes_none_is_refused(tmp_path: Path, text: str
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UsageError, match="describes no cluster"), cluster.client(str(tmp_path / "c.yaml"), 2):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "seen"),
+    [(0, "", "0"), (3, "", "1"), (1, "4,7", "7"), (2, "4,7", "4"), (1, "4", "4"), ("tcp://node:1", "4,7", "4,7")],
+)
+def test_a_process_of_a_cluster_keeps_to_one_of_several_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: object, told: str, seen: str
+) -> None:
+    for device in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / device).mkdir()
+    monkeypatch.setattr(loading, "GPUS", tmp_path)
+    environment = {"CUDA_VISIBLE_DEVICES": told} if told else {}
+    loading.keep_one_gpu(name, environment)
+    assert environment["CUDA_VISIBLE_DEVICES"] == seen

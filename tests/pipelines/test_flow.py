@@ -229,6 +229,14 @@ def test_a_run_that_moves_is_left_in_peace(
     assert not caplog.records
 
 
+def test_a_process_of_a_cluster_makes_as_many_tiles_at_a_time_as_planned(worker_of: Callable[..., Worker]) -> None:
+    store, plan = (worker := worker_of(readers=1)).store, worker.plan
+    store.write_json("plan.json", replace(plan, threads=3).to_json())
+    made = TileWork(str(store.folder), plan.run_hash, "cpu", 1).load()(range(9))
+    assert sorted(record.tile for record in made) == list(range(9))
+    assert len(list((store.folder / "ledger").iterdir())) == 3  # one for each thread that writes
+
+
 def test_a_process_with_other_libraries_makes_no_tile(worker_of: Callable[..., Worker]) -> None:
     store, plan = (worker := worker_of(readers=1)).store, worker.plan
     assert set(plan.libraries) == {"numpy", "scipy"}

@@ -73,6 +73,15 @@ def test_a_volume_of_512_cubed_stays_below_two_gigabytes(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["int32", "float64"])
+def test_wide_samples_are_counted_as_wide(tmp_path: Path, dtype: str) -> None:
+    samples = (3000 + 60 * np.random.default_rng(0).normal(size=(30, 256, 1536))).astype(dtype)
+    path = write_raster(tmp_path / "bands.tif", samples, tiled=True)
+    options = ("--model", "floor", "--scale", "2", "--noise", "0", "--quiet")
+    peak_bytes("upscale", path, tmp_path / "out.tif", *options, slack=1.5)  # three tiles, of which two are cut short
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("bands", "side"), [(12, 1500), (100, 400)])
 def test_many_bands_need_no_more_than_the_plan_says(tmp_path: Path, bands: int, side: int) -> None:
     samples = (3000 + 60 * np.random.default_rng(0).normal(size=(bands, side, side))).astype(np.uint16)
