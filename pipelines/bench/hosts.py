@@ -43,7 +43,7 @@ def _cpu_s(*arguments: object) -> float:
 def dask(asked: Asked, folder: Path) -> list[Row]:
     """Trivial items in groups of 100."""
     del folder
-    items = asked.pick(10_000, 100_000)
+    items = asked.pick(3_000, 100_000)
     told = once("pipelines.bench.cases:trivial_on_dask", items, 100).told
     what = f"{items} items in groups of 100"
     return [

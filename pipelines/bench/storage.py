@@ -122,7 +122,7 @@ def store(asked: Asked, folder: Path) -> list[Row]:
 
 def ledger(asked: Asked, folder: Path) -> list[Row]:
     """What a record costs beside a tile of the default size."""
-    work = scenes.prepared(scenes.scene(512, asked.pick(1, 4)), folder)
+    work = scenes.prepared(scenes.scene(asked.pick(256, 512), asked.pick(1, 4)), folder)
     count = asked.pick(100, 400)
     tasks = {"tile": (f"{CASES}engine", str(work)), "ledger": (f"{CASES}ledger_lines", str(folder), count)}
     runs = compared(tasks, asked.pick(1, 2))

@@ -39,7 +39,7 @@ STAGES = ("network", "projection", "read", "write")
 
 def engine_2d(asked: Asked, folder: Path) -> list[Row]:
     """Zarr to zarr against the network once over the whole image."""
-    side, bands, rounds = asked.pick((384, 1, 2), (1024, 2, 3))
+    side, bands, rounds = asked.pick((256, 1, 2), (1024, 2, 3))
     work = str(scenes.prepared(scenes.scene(side, bands), folder))
     runs = compared({"bare": (f"{CASES}bare_image", work), "engine": (f"{CASES}engine", work)}, rounds)
     return _against_bare(runs, f"{bands} x {side}^2, 2x, its own tiles", 1.10)
@@ -131,7 +131,7 @@ def kept_heap(asked: Asked, folder: Path) -> list[Row]:
     """One tile of 512 x 512 with the allocator as found and with the kept heap."""
     del folder
     task = (f"{CASES}tile_512",)
-    runs = compared({"default": task, "kept": task}, asked.pick(2, 6), plain_heap=("default",))
+    runs = compared({"default": task, "kept": task}, asked.pick(1, 6), plain_heap=("default",))
     value = cpu_ratio(runs, "default", "kept")
     return [Row(what="512^2 tile, default allocator / kept heap, cpu", value=value, least=1.4, raw=numbers(runs))]
 
