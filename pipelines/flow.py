@@ -58,12 +58,12 @@ class TileWork:
             begun = [t for t in tiles if worker.store.shard_path(place(t)).exists()]  # by a process that was lost
             kept = set(begun) - set(ledger.missing(begun, place) if begun else ())
             found: list[Record] = []
-            writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
             todo = [t for t in tiles if t not in kept]
             stopped = partial(ended, worker.store, self.run)
 
-            def share(own: Sequence[int], number: int) -> None:
-                run_tiles(worker, own, writer=f"{writer}-{number}", on_done=found.append, stopped=stopped)
+            def share(own: Sequence[int], _number: int) -> None:
+                writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+                run_tiles(worker, own, writer=writer, on_done=found.append, stopped=stopped)
 
             local.run(share, todo, worker.plan.threads)
             return found

@@ -412,7 +412,7 @@ def test_more_readers_and_writers_are_no_other_run(run: Run, thick: Path, tmp_pa
 
 
 def test_a_resume_that_needs_more_than_the_memory_says_so_on_stderr_and_in_the_report(run: Run, tmp_path: Path) -> None:
-    image = write_raster(tmp_path / "image.tif", smooth((12, 600, 600)).astype(np.uint16))
+    image = write_raster(tmp_path / "image.tif", smooth((40, 600, 600)).astype(np.uint16))
     folder = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor", memory="4GB")))
     made = Plan.from_json(Store(folder).read_json("plan.json") or {})
     least = staffed(replace(made, memory_bytes=0), made.card, made.shard).predicted_bytes
