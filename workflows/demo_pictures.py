@@ -62,7 +62,7 @@ def read_image(path: Path) -> Image:
 
 
 def errors_of(truth: Image, product: Image, scale: float) -> dict[str, float]:
-    """The metrics of the evaluation protocol, but consistency (which `upscale` reports)."""
+    """The metrics of the evaluation protocol, but consistency (which `upscale` reports) and the shares of detail."""
     x = truth.samples.astype(np.float64)
     peaks = np.array([np.percentile(band, 99.9) for band in x])
     mask = np.stack([body(band / peak) for band, peak in zip(x, peaks, strict=True)]) if truth.volume else x == x
@@ -75,7 +75,7 @@ def errors_of(truth: Image, product: Image, scale: float) -> dict[str, float]:
         residual=np.zeros((len(x), 1)),
     )
     columns = metrics.MEDICAL if truth.volume else metrics.IMAGERY
-    return {c: metrics.TABLE[c](compared) for c in columns if c != "consistency"}
+    return {c: metrics.TABLE[c](compared) for c in columns if c in metrics.TABLE and c != "consistency"}
 
 
 def all_errors(source: Path, truth: Path, products: dict[str, Path]) -> dict[str, dict[str, float]]:
