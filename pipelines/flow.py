@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from pipelines import heap
 from pipelines.engine import local
+from pipelines.errors import StoreError
 from pipelines.planning import Plan
 from pipelines.store import Ledger, Record, Store
 from pipelines.tiles import Tile
@@ -35,7 +36,14 @@ from pipelines.worker import Window, Worker
 log = logging.getLogger(__name__)
 
 STUCK_S = 600.0
-"""Without a step of any tile for so long something may hang: reading and writing one takes seconds."""
+"""Without a step of any tile for so long something may hang, and is told. After as long again, reading and
+writing are given up: they take seconds, while a large network may take its time."""
+
+JOIN_S = 1.0
+"""How often a thread that is waited for is looked at: it may hang."""
+
+COMPUTING = "computing"
+"""How the name of a step begins that is only slow: it waits for nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +96,11 @@ def run_tiles(
     """Make the tiles. One that fails is reported with its error and does not stop the others.
 
     writer: begins the names of the ledger files, one for each thread that writes; on_done: called in these threads.
-    StoreError (a full disk) ends the work: no later tile could be written either.
+    StoreError (a full disk, one that hangs) ends the work: no later tile could be written either.
     """
-    with Watchdog() as watch:
-        _Flow(worker, tiles, on_done, stopped, watch).run(writer)
+    flow = _Flow(worker, tiles, on_done, stopped)
+    with flow.watch:
+        flow.run(writer)
 
 
 class _Flow:
@@ -103,9 +112,9 @@ class _Flow:
         tiles: Sequence[int],
         on_done: Callable[[Record], None],
         stopped: Callable[[], bool],
-        watch: Watchdog,
     ) -> None:
-        self._worker, self._on_done, self._stopped, self._watch = worker, on_done, stopped, watch
+        self._worker, self._on_done, self._stopped = worker, on_done, stopped
+        self.watch, self._hangs = Watchdog(self._give_up), False
         self._tiles, self._handing_out = iter(tiles), threading.Lock()
         plan = worker.plan
         self._ahead: queue.Queue[tuple[Tile, Window | Exception] | None] = queue.Queue()
@@ -128,9 +137,18 @@ class _Flow:
         for _ in writers:
             self._behind.put(None)
         for thread in (*readers, *writers):
-            thread.join()
+            while thread.is_alive() and not self._hangs:
+                thread.join(JOIN_S)
         if self._broken:
             raise self._broken[0]
+
+    def _give_up(self, error: StoreError) -> None:
+        """End `run` although threads hang: nothing can end those but the end of the process."""
+        self._broken.append(error)
+        self._hangs = True
+        for _ in range(self._worker.plan.readers):  # what the caller's thread may wait for
+            self._ahead.put(None)
+        self._may_hand_on.release()
 
     def _over(self) -> bool:
         """Whether no other tile is to be begun."""
@@ -156,7 +174,7 @@ class _Flow:
 
     def _window(self, tile: Tile) -> Window | Exception:
         try:
-            with self._watch.step(f"reading tile {tile.index}"):
+            with self.watch.step(f"reading tile {tile.index}"):
                 return self._worker.read(tile)
         except Exception as error:  # noqa: BLE001 - handed to the caller's thread, which reports the tile
             return error
@@ -171,7 +189,7 @@ class _Flow:
         try:
             if isinstance(window, Exception):
                 raise window
-            with self._watch.step(f"computing tile {tile.index}"):
+            with self.watch.step(f"{COMPUTING} tile {tile.index}"):
                 made = self._worker.compute(tile, window)
             self._may_hand_on.acquire()
             self._behind.put((tile, *made))
@@ -186,7 +204,7 @@ class _Flow:
         while (item := self._behind.get()) is not None:
             try:
                 if not self._broken:
-                    with self._watch.step(f"writing tile {item[0].index}"):
+                    with self.watch.step(f"writing tile {item[0].index}"):
                         record = self._worker.write(*item, ledger, name)
                     self._on_done(record)
             except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
@@ -199,10 +217,11 @@ class _Flow:
 class Watchdog:
     """Says so, once, when no step ends for STUCK_S; with the log at DEBUG, where every thread stands.
 
-    It ends nothing: a step may only be slow, and a thread that hangs in a file system cannot be ended.
+    on_hang: called with the error when none has ended for twice as long, and none computes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_hang: Callable[[StoreError], None]) -> None:
+        self._on_hang = on_hang
         self._steps: dict[int, str] = {}
         self._moved = time.monotonic()
         self._ended = threading.Event()
@@ -232,12 +251,21 @@ class Watchdog:
         told = None
         while not self._ended.wait(STUCK_S / 10):
             moved, steps = self._moved, sorted(self._steps.copy().values())
+            if steps and time.monotonic() - moved >= 2 * STUCK_S and not any(s.startswith(COMPUTING) for s in steps):
+                self._on_hang(
+                    StoreError(
+                        what=f"{steps[0]} has not ended for {2 * STUCK_S / 60:.3g} minutes",
+                        why="the file system of the work folder hangs",
+                        fix="once it answers, run again with --resume",
+                    )
+                )
+                return
             if time.monotonic() - moved < STUCK_S or told == moved:
                 continue
             told = moved
             log.error(
-                "no step of a tile has ended for %.3g minutes: %s. Slow, or a file system that hangs. "
-                "Wait, or stop the run (Ctrl-C twice): --resume goes on.",
+                "no step of a tile has ended for %.3g minutes: %s. Slow, or a file system that hangs: "
+                "reading and writing are given up after as long again. --resume goes on.",
                 STUCK_S / 60,
                 ", ".join(steps) or "waiting",
             )

@@ -39,7 +39,7 @@ from pipelines.stages import (
     run,
 )
 from pipelines.store import Ledger, Store
-from pipelines.workspace import Paths, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
+from pipelines.workspace import Paths, begun, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
 from pipelines.zarr_image import write_image
 
 LIBRARIES = ("numpy", "scipy")
@@ -134,7 +134,26 @@ def kept(job: Job) -> RunReport | None:
     """The report of the product that this job would make, if both are there: then nothing is left to do."""
     output = Path(job.output)
     report = read_report(output) if output.exists() else None
-    return report if report is not None and report.run_hash == planned(job).run_hash else None
+    if report is None:
+        return None
+    made, before = planned(job), begun(Store(job.paths.work_folder)) if job.resume else None
+    if before is not None:
+        made = sizing.continued(made, before)
+        if before.run_hash != made.run_hash:
+            return None  # another run lies in the work folder, and is refused there
+    return report if report.run_hash == made.run_hash else None
+
+
+def _over(job: Job) -> RunReport | None:
+    """The report of a job that a call before has ended; it may have been killed while it removed the work folder."""
+    folder = job.paths.work_folder
+    if job.work is not None and folder.exists():
+        return None  # kept: the product may be written from it again
+    report = kept(job)
+    if report is not None and folder.exists():
+        with held(folder):
+            Store(folder).remove()
+    return report
 
 
 def carry_out(
@@ -148,8 +167,8 @@ def carry_out(
 ) -> RunReport:
     """All of a job in one go. source: the open input, where it is no file; cluster: see `engine.cluster.client`."""
     watch = Stopwatch()
-    if job.resume and source is None and not job.paths.work_folder.exists() and (done := kept(job)):
-        return done  # nothing to go on with, and nothing left to do
+    if job.resume and source is None and (done := _over(job)):
+        return done
     with (
         _begun(job, source, watch, on_plan) as (store, opened, made),
         crew_of(store, made, watch, progress, cluster) as crew,
@@ -205,7 +224,10 @@ def finish(folder: Path, *, progress: Progress = quiet, stopped: Callable[[], bo
     Raises TileError if some are missing, InputError if the input has changed.
     """
     store = Store(folder)
-    job, made, watch = _stored_job(store), on_device(_stored_plan(store)), Stopwatch()
+    job, watch = _stored_job(store), Stopwatch()
+    if store.read_json("ingest.json") is None and (done := _over(replace(job, resume=True))):
+        return done  # the first to go when a run ends
+    made = on_device(_stored_plan(store))
     with job.open() as opened, one_blas_thread(), held(folder), crew_of(store, made, watch, progress) as crew:
         if opened.identity != made.identity:
             raise InputError(

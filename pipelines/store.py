@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     import zarr
 
 OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
-OWN_FILES = ("ingest.json", "calibration.json", "stop", "job.json", "plan.json", "exported.json")
-"""What a run writes in its work folder, in the order in which it goes: what says that folders are whole goes first."""
+OWN_FILES = ("ingest.json", "calibration.json", "stop", "exported.json", "plan.json", "job.json")
+"""What a run writes in its work folder, in the order in which it goes: what says that folders are whole first, what
+says whose run it was last."""
 
 BEGUN = ".begun"
 """Folder in a group of what is not whole yet: a folder for every attempt, with one for every process in it."""
@@ -82,7 +83,7 @@ class Store:
 
     def remove(self) -> None:
         """Remove what a run has written here, and the folder if nothing else is in it."""
-        for name in OWN_FILES[:2]:  # a kill in the middle leaves a run that begins again
+        for name in OWN_FILES[:2]:  # a kill in the middle leaves a run that begins again, or whose product is there
             (self.folder / name).unlink(missing_ok=True)
         for name in OWN_FOLDERS:
             shutil.rmtree(self.folder / name, ignore_errors=True)

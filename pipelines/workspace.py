@@ -155,9 +155,23 @@ def tiles_lost(paths: Paths) -> int:
     if paths.resume or not store.folder.is_dir():
         return 0
     try:
-        return len(Ledger(store, Plan.from_json(store.read_json("plan.json") or {}).run_hash).records())
-    except (StoreError, KeyError, TypeError, AttributeError):  # of no run, or of another version
+        before = begun(store)
+    except (StoreError, InputError):  # damaged, or of another version
         return 0
+    return len(Ledger(store, before.run_hash).records()) if before is not None else 0
+
+
+def begun(store: Store) -> Plan | None:
+    """The plan of the run that lies in a work folder, None if none does. Raises StoreError, InputError."""
+    data = store.read_json("plan.json")
+    try:
+        return Plan.from_json(data) if data is not None else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            what="the work folder belongs to another version of truescale",
+            why="mixing both would spoil the product",
+            fix="leave out --resume to start again",
+        ) from error
 
 
 def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
@@ -166,15 +180,7 @@ def prepared(store: Store, made: Plan, paths: Paths) -> Plan:
     A run goes on with the tiles it was begun with, whatever the memory and the workers now.
     """
     old = store.read_json("plan.json")
-    if old is not None and paths.resume:
-        try:
-            before = Plan.from_json(old)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                what="the work folder belongs to another version of truescale",
-                why="mixing both would spoil the product",
-                fix="leave out --resume to start again",
-            ) from error
+    if paths.resume and (before := begun(store)) is not None:
         made = continued(made, before)
         if (before.run_hash, before.device) != (made.run_hash, made.device):
             raise InputError(

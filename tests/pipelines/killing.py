@@ -89,13 +89,19 @@ def kill_once(source: Path, folder: Path, rng: random.Random, longest_s: float) 
     code = int(process.exitcode or 0)
     work = Store(Path(f"{output}.work"))
     shards = len([p for p in work.fine.glob("samples/c/**/*") if p.is_file() and "partial" not in p.name])
-    kept = 0
-    if work.folder.exists() or not output.exists():
+    kept, report_path = 0, Path(f"{output}.report.json")
+    if output.exists() and report_path.exists():  # all is done but the removal of the work folder, at most
+        kept, before = shards, report_path.read_bytes()
+        again = start([*asked, "--resume"], folder)
+        again.join()
+        assert again.exitcode == 0, (folder / "log").read_text()
+        assert report_path.read_bytes() == before
+    else:
         kept = _intact(work)
         again = start([*asked, "--resume"], folder)
         again.join()
         assert again.exitcode == 0, (folder / "log").read_text()
-        report = json.loads(Path(f"{output}.report.json").read_text())
+        report = json.loads(report_path.read_text())
         assert report["tiles_resumed"] == kept
     assert not work.folder.exists()
     assert not list(folder.glob(".*"))

@@ -21,7 +21,8 @@ from pipelines.report import Stopwatch
 from pipelines.request import Request
 from pipelines.sizing import process_bytes, staffed
 from pipelines.store import Ledger, Record, Store
-from pipelines.worker import Worker
+from pipelines.tiles import Tile
+from pipelines.worker import Window, Worker
 from tests.pipelines.files import Run
 from tests.pipelines.test_runner import _scene, raster
 
@@ -204,13 +205,13 @@ def test_a_step_that_hangs_is_named_once_and_the_run_goes_on(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(flow, "STUCK_S", 0.2)
+    monkeypatch.setattr(flow, "STUCK_S", 1.0)
     caplog.set_level(logging.DEBUG, logger="pipelines.flow")
     worker, real = worker_of(readers=2), Worker.read
 
     def hanging(self: Worker, tile: object) -> object:
         if tile.index == 5:  # type: ignore[attr-defined]
-            time.sleep(1.5)
+            time.sleep(1.6)
         return real(self, tile)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Worker, "read", hanging)
@@ -219,6 +220,41 @@ def test_a_step_that_hangs_is_named_once_and_the_run_goes_on(
     assert len(told) == 1
     assert "reading tile 5." in told[0]
     assert "hanging" in capfd.readouterr().err  # where the thread stands
+
+
+@pytest.mark.parametrize("step", ["read", "write"])
+def test_a_disk_that_hangs_ends_the_run_and_what_is_done_stays(
+    worker_of: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    worker, real, answers = worker_of(readers=2), getattr(Worker, step), threading.Event()
+
+    def hanging(self: Worker, tile: Tile, *given: object) -> object:
+        if tile.index == 5:
+            answers.wait(60)
+        return real(self, tile, *given)
+
+    monkeypatch.setattr(Worker, step, hanging)
+    monkeypatch.setattr(flow, "STUCK_S", 0.4)
+    with pytest.raises(StoreError, match=r"ing tile 5 has not ended .* --resume"):
+        make_all(worker)
+    monkeypatch.undo()
+    assert 0 in Ledger(worker.store, worker.plan.run_hash).records()
+    answers.set()
+    assert [record.error for record in make_all(worker)] == [""] * 9
+
+
+def test_a_slow_network_is_waited_for(worker_of: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Worker.compute
+
+    def slow(self: Worker, tile: Tile, window: Window) -> object:
+        if tile.index == 5:
+            time.sleep(1.0)
+        return real(self, tile, window)
+
+    worker = worker_of(readers=1)
+    monkeypatch.setattr(flow, "STUCK_S", 0.2)
+    monkeypatch.setattr(Worker, "compute", slow)
+    assert [record.error for record in make_all(worker)] == [""] * 9
 
 
 def test_a_run_that_moves_is_left_in_peace(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from pipelines.job import Job
 from pipelines.planning import Plan
 from pipelines.request import Request
 from pipelines.sizing import staffed
-from pipelines.store import Ledger, Record, Store
+from pipelines.store import OWN_FILES, OWN_FOLDERS, Ledger, Record, Store
 from tests.pipelines.files import Run, smooth, write_raster
 
 
@@ -386,6 +388,78 @@ def test_a_run_called_again_after_its_end_leaves_the_product_alone(run: Run, thi
     assert not json.loads(run(*plan, "--noise", "3")[1])["done"]
     assert run(*common, "--overwrite", "--resume", "--noise", "3")[0] == 0
     assert (tmp_path / "o.nii.gz").stat().st_mtime_ns > before
+
+
+def removals(taken: Path, folder: Path) -> Iterator[int]:
+    """`folder` as a kill leaves it after so many steps of `Store.remove`; taken: the whole one."""
+    names = [*OWN_FILES[:2], *OWN_FOLDERS, *OWN_FILES[2:]]
+    assert {p.name for p in taken.iterdir()} <= set(names)
+    for count in range(len(names) + 1):
+        shutil.copytree(taken, folder)
+        for name in names[:count]:
+            workspace.remove(folder / name)
+        yield count
+
+
+def taken_at_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies the work folder of the next run to `folder` before it goes."""
+
+    def remove(store: Store, original: Callable[[Store], None] = Store.remove) -> None:
+        if store.fine.exists():
+            shutil.copytree(store.folder, folder)
+        original(store)
+
+    monkeypatch.setattr(Store, "remove", remove)
+
+
+def test_a_run_killed_while_it_removes_its_work_folder_has_ended(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, common = tmp_path / "o.nii.gz", ("--model", "floor", "--workers", "1", "--quiet")
+    taken_at_its_end(tmp_path / "taken", monkeypatch)
+    assert run("upscale", thick, output, *common)[0] == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(runner, "run", None)  # no tile is made
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("o.nii.gz*")}
+    for step in removals(tmp_path / "taken", tmp_path / "o.nii.gz.work"):
+        code, _, err = run("upscale", thick, output, *common, "--resume", *(("--memory", "3GB") if step < 6 else ()))
+        assert (code, step) == (0, step), err
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("o.nii.gz*")} == files
+
+
+def test_a_finish_killed_while_it_removes_the_work_folder_has_ended(
+    thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = runner.prepare(Job(str(thick), str(tmp_path / "o.nii.gz"), Request(model="floor")))
+    runner.run_part(work, 1, 1)
+    taken_at_its_end(tmp_path / "taken", monkeypatch)
+    report = runner.finish(work)
+    monkeypatch.undo()
+    monkeypatch.setattr(runner, "finished", None)  # no product is written
+    for step in removals(tmp_path / "taken", work):
+        if step == 0:
+            shutil.rmtree(work)  # nothing has gone: the product is written again
+        elif step <= len(OWN_FILES) + len(OWN_FOLDERS) - 1:
+            assert runner.finish(work).to_json() == report.to_json()
+        else:
+            work.rmdir()  # an empty folder says nothing
+        assert not work.exists()
+
+
+def test_a_product_is_none_of_another_run_that_lies_in_the_work_folder(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("upscale", thick, tmp_path / "o.nii.gz", "--quiet", "--overwrite")
+    assert run(*asked, "--model", "floor")[0] == 0
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.store.shards.write", full)
+    assert run(*asked, "--model", "cubic")[0] == 5
+    monkeypatch.undo()
+    assert run(*asked, "--model", "floor", "--resume")[0] == 3
+    assert (tmp_path / "o.nii.gz.work" / "plan.json").exists()
 
 
 def test_a_run_is_not_resumed_with_other_libraries(
