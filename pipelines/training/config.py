@@ -85,9 +85,10 @@ class TrainingConfig:
 
     loss: terms of `losses.TERMS`, and `kl` of a variational network; project: whether the loss sees the projected
     estimate, and the unprojected one with `raw_weight` only. rate, warm_up, schedule, clip, weight_decay, average
-    (decay of the averaged weights, which are what is kept): of the optimizer. mixed: body in bfloat16; threads: of
-    torch, part of what makes the bytes. check_every: steps between looks at the held-out scenes, `checked` pairs of
-    them; patience: looks without a gain after which the training ends, 0 for never; then the best weights are kept.
+    (decay of the averaged weights, which are what is kept): of the optimizer. dropout: share of the channels that the
+    last convolutions read. mixed: body in bfloat16; threads: of torch, part of what makes the bytes. check_every: steps
+    between looks at the held-out scenes, `checked` pairs of them; patience: looks without a gain after which the
+    training ends, 0 for never; then the best weights are kept.
 
     init_from: name or card of a bundle whose weights are the start; freeze: parts of the network (the start of the
     names of its parameters) that stay as they are. search: what `--search` tries.
@@ -110,6 +111,7 @@ class TrainingConfig:
     schedule: str = "cosine"
     clip: float = 1.0
     weight_decay: float = 0.0
+    dropout: float = 0.0
     average: float = 0.999
     loss: dict[str, Any] = field(default_factory=lambda: {"l1": 1.0})
     project: bool = True
@@ -270,6 +272,7 @@ VALUES: dict[type, dict[str, tuple[str, Callable[[Any], bool]]]] = {
         "held_out_share": _number(0, 0.9),
         "init_from": _TEXT,
         "weight_decay": _number(0),
+        "dropout": _number(0, 0.9),
         "raw_weight": _number(0),
         "average": _number(0, 1),
         **{key: _number(0, above=True) for key in ("rate", "clip")},

@@ -457,5 +457,5 @@ def _product(last: Path, task: Task, settings: TrainingConfig, out: Path) -> Mod
 
 def _bare(task: Task, settings: TrainingConfig) -> nn.Module:
     """The network for the weights of a checkpoint, in full precision."""
-    bare = replace(settings, init_from="", freeze=(), mixed=False)
+    bare = replace(settings, init_from="", freeze=(), mixed=False, dropout=0.0)
     return cast(Task, replace(cast(Any, task), config=bare)).network()

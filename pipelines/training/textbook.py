@@ -59,6 +59,7 @@ class TextbookTask:
             start(net, cards.find(self.config.init_from))
         freeze(net, self.config.freeze)
         net.mixed = self.config.mixed
+        net.drop(self.config.dropout)
         return net
 
     def batch(self, numbers: Sequence[int]) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -37,9 +38,18 @@ class Textbook(nn.Module):
         self.options: dict[str, Any] = {}
         self.mixed = False
         self.net = net
+        self._lasts = tuple(zeroed)
         for last in zeroed:
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
+
+    def drop(self, share: float) -> None:
+        """While it trains, leave out this share of the channels that its last convolutions read.
+
+        There dropout helps super-resolution most (Kong et al., CVPR 2022, "Reflash Dropout in Image Super-Resolution").
+        """
+        for last in self._lasts if share else ():
+            last.register_forward_pre_hook(partial(_dropped, share))
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises ModelError for lengths that are no multiples of `multiple_of`."""
@@ -53,6 +63,13 @@ class Textbook(nn.Module):
             return cast(Tensor, self.net(x))
         with torch.autocast(x.device.type, torch.bfloat16):
             return cast(Tensor, self.net(x)).float()
+
+
+def _dropped(share: float, module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
+    """What a last convolution is given instead; the samples themselves are not features, and stay."""
+    (x,) = given
+    drop = nn.functional.dropout2d if x.ndim == 4 else nn.functional.dropout3d
+    return (drop(x, share, module.training) if x.shape[1] > 1 else x,)
 
 
 def coarse_period(scale: Sequence[int], fine_period: int) -> tuple[int, ...]:
