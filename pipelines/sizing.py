@@ -157,11 +157,11 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
     tiles = math.prod(len(axis) for axis in pieces)
-    # windows: in work and in the hands of readers; shards: the same, of writers
-    tile += channels * inside * (item + 1) * min(1 + plan.readers, tiles)
-    tile += channels * made * item * min(1 + plan.writers, tiles)
     at_once = min(plan.threads, tiles)
-    used = _matrix_bytes(plan) + _spectra_bytes(plan, parts) + at_once * tile
+    # windows: in work and in the hands of readers; shards: the same, of writers
+    windows = channels * inside * (item + 1) * min(at_once * (1 + plan.readers), tiles)
+    shards = channels * made * item * min(at_once * (1 + plan.writers), tiles)
+    used = _matrix_bytes(plan) + _spectra_bytes(plan, parts) + at_once * tile + windows + shards
     kind = "network" if card.network else "floor"
     return PROCESS_BYTES[kind] + int(HEAP_SLACK[kind] * used)
 
