@@ -1,5 +1,7 @@
 """Train every small network of configs/training, evaluate all on one protocol, print the tables of docs/networks.md.
 
+Beside the evaluation, in RUNS/compared, curves.png shows what each reached on held-out patches as it went.
+
 python workflows/compare_networks.py [NAME ...] [--runs DIR] [--data DIR]
 
 About five minutes a network on two cores; what is trained and measured already is kept, so the same call goes on after
@@ -16,6 +18,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
+
+import matplotlib as mpl
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines.card import ModelCard
 from pipelines.evaluation import suite
@@ -42,6 +47,7 @@ def main() -> None:
             parser.error(f"there is no config {name}; known are {', '.join(known)}")
     cards = {name: trained(name, asked.data, asked.runs) for name in asked.names}
     paths = [str(card.folder / f"{card.id}.json") for card in cards.values() if card.folder]
+    draw(asked.runs, asked.names, asked.runs / "compared" / "curves.png")
     made = suite.evaluate(SUITE, asked.data, paths, told, out=asked.runs / "compared", unprojected=True)
     with (asked.runs / "compared" / "scores.csv").open(encoding="utf-8", newline="") as file:
         scores = list(csv.DictReader(file))
@@ -66,6 +72,47 @@ def trained(name: str, data: Path, runs: Path) -> ModelCard:
     made = train(CONFIGS / f"{name}.yaml", data, runs=runs, resume=(folder / "last.ckpt").is_file())
     sys.stderr.write(f"trained  {name}: {made.training['reached']}, {time.monotonic() - began:.0f} s\n")
     return made
+
+
+def curve(folder: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps, and the values of this name there, of a training's log."""
+    log = EventAccumulator(str(folder / "log"))
+    log.Reload()
+    points = log.Scalars(name)
+    return [p.step for p in points], [p.value for p in points]
+
+
+def draw(runs: Path, names: list[str], path: Path) -> None:
+    """A small picture for each network: gain over cubic with the projection and without, 2-D and 3-D."""
+    from matplotlib import pyplot as plt
+
+    mpl.use("Agg")
+    networks = sorted({name.rpartition("-")[0] for name in names})
+    columns = 6
+    lines = -(-len(networks) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(13, 2.1 * lines + 0.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for place, network in zip(axes.flat, networks, strict=False):
+        for suffix, colour in (("2d", "tab:blue"), ("3d", "tab:orange")):
+            folder = runs / f"{network}-{suffix}-1.0"
+            if f"{network}-{suffix}" not in names:
+                continue
+            for value, style in (("over_cubic_db", "-"), ("unprojected_over_cubic_db", ":")):
+                steps, gains = curve(folder, f"held out/{value}")
+                label = f"{suffix.upper()}, {'projected' if style == '-' else 'unprojected'}"
+                place.plot([100 * s / steps[-1] for s in steps], gains, style, color=colour, marker=".", label=label)
+        place.set_title(network, fontsize=10)
+        place.axhline(0, color="0.7", linewidth=0.8)
+        place.spines[["top", "right"]].set_visible(False)
+    for place in axes.flat[len(networks) :]:
+        place.set_axis_off()
+    figure.supxlabel("steps [% of the training]", fontsize=10)
+    figure.supylabel("over cubic, held-out patches [dB]", fontsize=10)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def told(what: str, done: int, total: int) -> None:
