@@ -118,7 +118,7 @@ def _jobs(entry: dict[str, Any], folder: Path) -> Iterator[Job]:
 def carry_out(job: Job, stopped: Callable[[], bool] = lambda: False) -> Outcome:
     """One job, unless its product is there with a report of the same run. Never raises TruescaleError."""
     try:
-        report = runner.kept(job)
+        report = runner.over(job)
         state = "kept" if report else "made"
         if report is None:
             Path(job.output).parent.mkdir(parents=True, exist_ok=True)

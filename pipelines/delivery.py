@@ -66,14 +66,26 @@ def finished(
     else:
         with suppress(OSError):  # leave to overwrite ends with the run
             store.write_json("plan.json", replace(made, overwrite=False).to_json())
-            (store.folder / "exported.json").unlink(missing_ok=True)
+            store.write_json("exported.json", {"stamp": stamp(paths.output), "ended": True})
     return report
+
+
+def tidy(output: Path) -> None:
+    """Remove what a delivery that was killed has left beside its product."""
+    staged = _staged(output)
+    for left in (staged, report_path(staged), _aside(staged)):
+        remove(left)
 
 
 def _staged(output: Path) -> Path:
     """Where a product waits, hidden beside its place, with its ending."""
     name, ending = output.name, len(formats.ending(output))
     return output.with_name(f".{name[:-ending]}.new{name[-ending:]}")
+
+
+def _aside(staged: Path) -> Path:
+    """Where a folder waits whose place the product takes, until it is removed."""
+    return staged.with_name(staged.name + ".old")
 
 
 def _exported(
@@ -99,11 +111,11 @@ def _put_in_place(store: Store, staged: Path, output: Path, report: RunReport) -
     try:
         write_report(report, staged)  # all that needs room on the disk comes first
         with suppress(OSError):  # what will be there is ours; without this, a resume needs --overwrite
-            store.write_json("exported.json", stamp(staged))
+            store.write_json("exported.json", {"stamp": stamp(staged)})
         report_path(output).unlink(missing_ok=True)  # it spoke of another product
         for stale in formats.sink_for(output).overruling(output):
             stale.unlink(missing_ok=True)
-        aside = staged.with_name(staged.name + ".old")
+        aside = _aside(staged)
         if output.is_dir():  # a folder takes no other's place
             remove(aside)
             output.rename(aside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipelines import decisions, formats, sizing
-from pipelines.delivery import finished
-from pipelines.errors import InputError, StoppedError, TileError, UsageError
+from pipelines.delivery import finished, tidy
+from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
 from pipelines.grid import Box, Factor, Grid
 from pipelines.image import ArraySource, Header, Source, Told, ToldKind
 from pipelines.job import Job
@@ -39,7 +39,19 @@ from pipelines.stages import (
     run,
 )
 from pipelines.store import Ledger, Store
-from pipelines.workspace import Paths, begun, check_output, check_space, disk_failed, held, prepared, remove, tiles_lost
+from pipelines.workspace import (
+    Paths,
+    begun,
+    check_output,
+    check_space,
+    delivered,
+    disk_failed,
+    gone,
+    held,
+    prepared,
+    remove,
+    tiles_lost,
+)
 from pipelines.zarr_image import write_image
 
 LIBRARIES = ("numpy", "scipy")
@@ -131,28 +143,34 @@ def planned(job: Job) -> Plan:
 
 
 def kept(job: Job) -> RunReport | None:
-    """The report of the product that this job would make, if both are there: then nothing is left to do."""
-    output = Path(job.output)
+    """The report of the product that this job would make, if both are there and no run of it is under way."""
+    output, store = Path(job.output), Store(job.paths.work_folder)
     report = read_report(output) if output.exists() else None
     if report is None:
         return None
-    made, before = planned(job), begun(Store(job.paths.work_folder)) if job.resume else None
-    if before is not None:
-        made = sizing.continued(made, before)
-        if before.run_hash != made.run_hash:
-            return None  # another run lies in the work folder, and is refused there
+    made = planned(job)
+    try:
+        before = begun(store)
+    except (InputError, StoreError):  # of another version, or damaged: no run of this job
+        before = None
+    again = made if before is None else sizing.continued(made, before)
+    if before is not None and before.run_hash == again.run_hash:
+        return report if delivered(store, output) and report.run_hash == again.run_hash else None
     return report if report.run_hash == made.run_hash else None
 
 
-def _over(job: Job) -> RunReport | None:
-    """The report of a job that a call before has ended; it may have been killed while it removed the work folder."""
-    folder = job.paths.work_folder
-    if job.work is not None and folder.exists():
-        return None  # kept: the product may be written from it again
-    report = kept(job)
-    if report is not None and folder.exists():
-        with held(folder):
-            Store(folder).remove()
+def over(job: Job) -> RunReport | None:
+    """As `kept`. What a call has left goes that was killed while it put this product in place or removed its folder."""
+    report, paths = kept(job), job.paths
+    folder = paths.work_folder
+    if report is None or not (folder.exists() or folder.with_name(f"{folder.name}.lock").exists()):
+        return report
+    with suppress(UsageError), held(folder):  # held by another: that one will do it
+        store = Store(folder)
+        if delivered(store, paths.output) or gone(store):
+            tidy(paths.output)
+            if paths.work is None:
+                store.remove()
     return report
 
 
@@ -167,7 +185,8 @@ def carry_out(
 ) -> RunReport:
     """All of a job in one go. source: the open input, where it is no file; cluster: see `engine.cluster.client`."""
     watch = Stopwatch()
-    if job.resume and source is None and (done := _over(job)):
+    again = job.work is not None and job.paths.work_folder.exists()  # kept to write the product from it
+    if job.resume and source is None and not again and (done := over(job)):
         return done
     with (
         _begun(job, source, watch, on_plan) as (store, opened, made),
@@ -225,8 +244,8 @@ def finish(folder: Path, *, progress: Progress = quiet, stopped: Callable[[], bo
     """
     store = Store(folder)
     job, watch = _stored_job(store), Stopwatch()
-    if store.read_json("ingest.json") is None and (done := _over(replace(job, resume=True))):
-        return done  # the first to go when a run ends
+    if done := over(job):
+        return done
     made = on_device(_stored_plan(store))
     with job.open() as opened, one_blas_thread(), held(folder), crew_of(store, made, watch, progress) as crew:
         if opened.identity != made.identity:

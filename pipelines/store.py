@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import zarr
 
 OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
-OWN_FILES = ("ingest.json", "calibration.json", "stop", "exported.json", "plan.json", "job.json")
-"""What a run writes in its work folder, in the order in which it goes: what says that folders are whole first, what
-says whose run it was last."""
+OWN_FILES = ("ingest.json", "calibration.json", "stop", "plan.json", "exported.json", "job.json")
+"""What a run writes in its work folder, in the order in which it goes: what says that folders are whole first, and last
+what says that the product is in its place and whose run it was."""
 
 BEGUN = ".begun"
 """Folder in a group of what is not whole yet: a folder for every attempt, with one for every process in it."""

@@ -60,9 +60,11 @@ class Paths:
         if not (self.resume and self.output.name and self.work_folder.is_dir()):
             return self
         store = Store(self.work_folder)
-        before = store.read_json("plan.json") or {}
+        before = store.read_json("plan.json")
+        if before is None:  # what would go on
+            return self
         told = before.get("overwrite") and Path(before["output"]).absolute() == self.output.absolute()
-        own = self.output.exists() and store.read_json("exported.json") == stamp(self.output)
+        own = delivered(store, self.output) and not (store.read_json("exported.json") or {}).get("ended")
         return replace(self, overwrite=self.overwrite or bool(told) or own)
 
 
@@ -70,6 +72,16 @@ def stamp(path: Path) -> dict[str, int]:
     """What tells a file or folder from another that takes its place."""
     status = path.stat()
     return {"inode": status.st_ino, "bytes": status.st_size, "written_ns": status.st_mtime_ns}
+
+
+def delivered(store: Store, output: Path) -> bool:
+    """Whether what stands at the output is the product of the run in the work folder."""
+    return output.exists() and (store.read_json("exported.json") or {}).get("stamp") == stamp(output)
+
+
+def gone(store: Store) -> bool:
+    """Whether a work folder is empty but for what `Store.remove` takes last."""
+    return {path.name for path in store.folder.glob("*")} <= {OWN_FILES[-1]}
 
 
 def check_output(paths: Paths, source: object) -> None:

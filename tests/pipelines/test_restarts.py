@@ -18,8 +18,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipelines import runner, workspace
-from pipelines.errors import BudgetError, StoreError
+from pipelines import batch, runner, workspace
+from pipelines.errors import BudgetError, StoreError, TileError
 from pipelines.job import Job
 from pipelines.planning import Plan
 from pipelines.request import Request
@@ -412,19 +412,33 @@ def taken_at_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "remove", remove)
 
 
+def full_disk(*_: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_run_killed_while_it_removes_its_work_folder_has_ended(
-    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, common = tmp_path / "o.nii.gz", ("--model", "floor", "--workers", "1", "--quiet")
+    scene = write_raster(tmp_path / "scene.tif", smooth((1, 600, 600)).astype(np.uint16))
+    output, common = tmp_path / "o.tif", ("--model", "floor", "--workers", "1", "--quiet", "--json")
     taken_at_its_end(tmp_path / "taken", monkeypatch)
-    assert run("upscale", thick, output, *common)[0] == 0
+    code, out, _ = run("upscale", scene, output, *common)
+    assert code == 0
+    needed = json.loads(out.splitlines()[-1])["predicted_bytes"]
     monkeypatch.undo()
-    monkeypatch.setattr(runner, "run", None)  # no tile is made
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("o.nii.gz*")}
-    for step in removals(tmp_path / "taken", tmp_path / "o.nii.gz.work"):
-        code, _, err = run("upscale", thick, output, *common, "--resume", *(("--memory", "3GB") if step < 6 else ()))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("o.tif*")}
+    for step in removals(tmp_path / "taken", tmp_path / "o.tif.work"):
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "run", None)  # no tile is made
+            less: tuple[str, ...] = ()
+            if (tmp_path / "o.tif.work" / "plan.json").exists():  # it says with which tiles the product was made
+                patch.setattr("pipelines.sizing.TILES", {2: ((512, 512), (256, 256))})
+                less = ("--memory", str(needed - 1))
+                _, out, _ = run("plan", scene, tmp_path / "p.tif", *common[:4], "--json", *less)
+                assert json.loads(out.splitlines()[-1])["tiles"] > 1
+            code, _, err = run("upscale", scene, output, *common, "--resume", *less)
         assert (code, step) == (0, step), err
-        assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("o.nii.gz*")} == files
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("o.tif*")} == files
 
 
 def test_a_finish_killed_while_it_removes_the_work_folder_has_ended(
@@ -437,28 +451,114 @@ def test_a_finish_killed_while_it_removes_the_work_folder_has_ended(
     monkeypatch.undo()
     monkeypatch.setattr(runner, "finished", None)  # no product is written
     for step in removals(tmp_path / "taken", work):
-        if step == 0:
-            shutil.rmtree(work)  # nothing has gone: the product is written again
-        elif step <= len(OWN_FILES) + len(OWN_FOLDERS) - 1:
+        if step < len(OWN_FILES) + len(OWN_FOLDERS):
             assert runner.finish(work).to_json() == report.to_json()
         else:
             work.rmdir()  # an empty folder says nothing
         assert not work.exists()
 
 
-def test_a_product_is_none_of_another_run_that_lies_in_the_work_folder(
+def test_a_batch_ends_what_a_killed_job_has_left(thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(str(thick), str(tmp_path / "o.nii.gz"), Request(model="floor"), overwrite=True, resume=True)
+    taken_at_its_end(tmp_path / "taken", monkeypatch)
+    assert batch.carry_out(job).state == "made"
+    monkeypatch.undo()
+    for _ in removals(tmp_path / "taken", tmp_path / "o.nii.gz.work"):
+        assert batch.carry_out(job).state == "kept"
+        assert not (tmp_path / "o.nii.gz.work").exists()
+
+
+def test_a_batch_with_a_work_folder_that_is_kept_makes_nothing_twice(thick: Path, tmp_path: Path) -> None:
+    job = Job(str(thick), str(tmp_path / "o.nii.gz"), Request(model="floor"), work=str(tmp_path / "work"))
+    job = replace(job, overwrite=True, resume=True)
+    assert [batch.carry_out(job).state for _ in range(2)] == ["made", "kept"]
+    assert (tmp_path / "work" / "fine.zarr").is_dir()
+    (tmp_path / "o.nii.gz").write_bytes(b"damaged")
+    assert [batch.carry_out(job).state for _ in range(2)] == ["made", "kept"]
+
+
+def test_a_folder_that_another_process_removes_is_left_to_it(
+    thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, work = Job(str(thick), str(tmp_path / "o.nii.gz"), Request(model="floor")), tmp_path / "o.nii.gz.work"
+    taken_at_its_end(tmp_path / "taken", monkeypatch)
+    runner.carry_out(job)
+    monkeypatch.undo()
+    shutil.copytree(tmp_path / "taken", work)
+    with workspace.held(work):
+        assert runner.over(job) is not None
+        assert (work / "plan.json").exists()
+    assert runner.over(job) is not None
+    assert not work.exists()
+    work.with_name("o.nii.gz.work.lock").touch()  # of a process killed at its very end
+    assert runner.over(job) is not None
+    assert not work.with_name("o.nii.gz.work.lock").exists()
+
+
+def test_the_product_of_an_interrupted_overwrite_is_made_again(
     run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("upscale", thick, tmp_path / "o.nii.gz", "--quiet", "--overwrite")
-    assert run(*asked, "--model", "floor")[0] == 0
-
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pipelines.store.shards.write", full)
-    assert run(*asked, "--model", "cubic")[0] == 5
+    output, asked = tmp_path / "o.nii.gz", ("--model", "floor", "--quiet", "--overwrite")
+    assert run("upscale", thick, output, *asked)[0] == 0
+    whole = output.read_bytes()
+    output.write_bytes(b"damaged" + whole[7:])
+    monkeypatch.setattr("pipelines.store.shards.write", full_disk)
+    assert run("upscale", thick, output, *asked)[0] == 5
     monkeypatch.undo()
-    assert run(*asked, "--model", "floor", "--resume")[0] == 3
+    assert run("upscale", thick, output, *asked, "--resume")[0] == 0
+    assert output.read_bytes() == whole
+
+
+def test_a_finish_of_a_product_made_anew_does_not_take_the_old_one_for_it(thick: Path, tmp_path: Path) -> None:
+    job = Job(str(thick), str(tmp_path / "o.nii.gz"), Request(model="floor"), overwrite=True)
+    runner.carry_out(job)
+    whole = (tmp_path / "o.nii.gz").read_bytes()
+    (tmp_path / "o.nii.gz").write_bytes(b"damaged")
+    work = runner.prepare(job)
+    with pytest.raises(TileError, match="missing"):
+        runner.finish(work)
+    runner.run_part(work, 1, 1)
+    runner.finish(work)
+    assert (tmp_path / "o.nii.gz").read_bytes() == whole
+
+
+def test_nothing_of_someone_else_goes_with_a_product_that_is_there(run: Run, thick: Path, tmp_path: Path) -> None:
+    output, asked = tmp_path / "o.nii.gz", ("--model", "floor", "--quiet", "--resume")
+    assert run("upscale", thick, output, *asked[:3])[0] == 0
+    (tmp_path / "o.nii.gz.work" / "ledger").mkdir(parents=True)
+    (tmp_path / "o.nii.gz.work" / "ledger" / "2026.txt").write_text("mine")
+    assert run("upscale", thick, output, *asked)[0] == 0
+    assert (tmp_path / "o.nii.gz.work" / "ledger" / "2026.txt").read_text() == "mine"
+
+
+def test_a_replaced_folder_that_a_kill_has_left_goes_with_the_resume(
+    thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(str(thick), str(tmp_path / "o.zarr"), Request(model="floor"), overwrite=True, resume=True)
+    runner.carry_out(replace(job, resume=False))
+    taken_at_its_end(tmp_path / "taken", monkeypatch)
+    report = runner.carry_out(replace(job, resume=False))
+    monkeypatch.undo()
+    shutil.copytree(tmp_path / "taken", tmp_path / "o.zarr.work")
+    (tmp_path / ".o.new.zarr.old" / "samples").mkdir(parents=True)
+    assert runner.carry_out(job).to_json() == report.to_json()
+    assert sorted(p.name for p in tmp_path.glob("*o.*")) == ["o.zarr", "o.zarr.report.json"]
+    assert not list(tmp_path.glob(".o*"))
+
+
+def test_a_product_stays_what_it_is_beside_a_run_of_another_request(
+    run: Run, thick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, asked = tmp_path / "o.nii.gz", ("--quiet", "--overwrite")
+    assert run("upscale", thick, output, *asked, "--model", "floor")[0] == 0
+    whole = output.read_bytes()
+    monkeypatch.setattr("pipelines.store.shards.write", full_disk)
+    assert run("upscale", thick, output, *asked, "--model", "cubic")[0] == 5
+    monkeypatch.undo()
+    assert run("upscale", thick, output, *asked, "--model", "floor", "--resume")[0] == 0
+    job = Job(str(thick), str(output), Request(model="floor"), overwrite=True, resume=True)
+    assert batch.carry_out(job).state == "kept"
+    assert output.read_bytes() == whole
     assert (tmp_path / "o.nii.gz.work" / "plan.json").exists()
 
 

@@ -37,6 +37,7 @@ done
 plan=$("$truescale" plan "$input" "$output" "$@" --overwrite --resume --json)
 if [[ $plan == *'"done": true'* ]]; then
   echo "nothing to do: '$output' is there already"
+  "$truescale" upscale "$input" "$output" "$@" --overwrite --resume --quiet # a killed job may have left its work folder
   exit 0
 fi
 
