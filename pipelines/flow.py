@@ -13,7 +13,6 @@ import queue
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,9 @@ log = logging.getLogger(__name__)
 STUCK_S = 600.0
 """Without a step of any tile for so long something may hang, and is told. After as long again, reading and
 writing are given up: they take seconds, while a large network may take its time."""
+
+LOOKS = 10
+"""Of the watchdog, in STUCK_S."""
 
 JOIN_S = 1.0
 """How often a thread that is waited for is looked at: it may hang."""
@@ -114,7 +116,7 @@ class _Flow:
         stopped: Callable[[], bool],
     ) -> None:
         self._worker, self._on_done, self._stopped = worker, on_done, stopped
-        self.watch, self._hangs = Watchdog(self._give_up), False
+        self.watch, self._hangs, self._ending = Watchdog(self._give_up), False, False
         self._tiles, self._handing_out = iter(tiles), threading.Lock()
         plan = worker.plan
         self._ahead: queue.Queue[tuple[Tile, Window | Exception] | None] = queue.Queue()
@@ -151,18 +153,22 @@ class _Flow:
         self._may_hand_on.release()
 
     def _over(self) -> bool:
-        """Whether no other tile is to be begun."""
+        """Whether no other tile is to be begun. Readers ask: the answer may lie in a file system that hangs."""
         try:
-            return bool(self._broken) or self._stopped()
+            with self.watch.step("asking whether to go on"):
+                self._ending = self._ending or bool(self._broken) or self._stopped()
         except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
             self._broken.append(error)
-            return True
+            self._ending = True
+        return self._ending
 
     def _read(self) -> None:
         try:
             while self._may_read.acquire() and (index := self._next()) is not None:
                 tile = self._worker.cover[index]
-                self._ahead.put((tile, self._window(tile)))
+                window = self._window(tile)
+                self._over()  # it may have been long
+                self._ahead.put((tile, window))
         except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
             self._broken.append(error)
         finally:
@@ -183,7 +189,7 @@ class _Flow:
         """Make the next tile that has been read; False once a reader has ended."""
         item = self._ahead.get()
         self._may_read.release()
-        if item is None or self._over():
+        if item is None or self._ending or self._broken:
             return item is not None
         tile, window = item
         try:
@@ -217,13 +223,13 @@ class _Flow:
 class Watchdog:
     """Says so, once, when no step ends for STUCK_S; with the log at DEBUG, where every thread stands.
 
-    on_hang: called with the error when none has ended for twice as long, and none computes.
+    on_hang: called with the error when none has ended for twice as long, and none computes; then stacks are shown too.
     """
 
     def __init__(self, on_hang: Callable[[StoreError], None]) -> None:
         self._on_hang = on_hang
         self._steps: dict[int, str] = {}
-        self._moved = time.monotonic()
+        self._moved = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -245,13 +251,24 @@ class Watchdog:
             yield
         finally:
             del self._steps[threading.get_ident()]
-            self._moved = time.monotonic()
+            self._moved += 1
 
     def _watch(self) -> None:
-        told = None
-        while not self._ended.wait(STUCK_S / 10):
-            moved, steps = self._moved, sorted(self._steps.copy().values())
-            if steps and time.monotonic() - moved >= 2 * STUCK_S and not any(s.startswith(COMPUTING) for s in steps):
+        looks, moved = 0, self._moved  # looks, not time: the process itself may have been stopped for a while
+        while not self._ended.wait(STUCK_S / LOOKS):
+            looks, moved = (looks + 1, moved) if moved == self._moved else (0, self._moved)
+            steps = sorted(self._steps.copy().values())
+            if looks == LOOKS:
+                log.error(
+                    "no step of a tile has ended for %.3g minutes: %s. Slow, or a file system that hangs: "
+                    "reading and writing are given up after as long again. --resume goes on.",
+                    STUCK_S / 60,
+                    ", ".join(steps) or "waiting",
+                )
+                if log.isEnabledFor(logging.DEBUG):
+                    faulthandler.dump_traceback(sys.__stderr__ or 2)
+            if looks >= 2 * LOOKS and steps and not any(s.startswith(COMPUTING) for s in steps):
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
                 self._on_hang(
                     StoreError(
                         what=f"{steps[0]} has not ended for {2 * STUCK_S / 60:.3g} minutes",
@@ -260,14 +277,3 @@ class Watchdog:
                     )
                 )
                 return
-            if time.monotonic() - moved < STUCK_S or told == moved:
-                continue
-            told = moved
-            log.error(
-                "no step of a tile has ended for %.3g minutes: %s. Slow, or a file system that hangs: "
-                "reading and writing are given up after as long again. --resume goes on.",
-                STUCK_S / 60,
-                ", ".join(steps) or "waiting",
-            )
-            if log.isEnabledFor(logging.DEBUG):
-                faulthandler.dump_traceback(sys.__stderr__ or 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ class Loaded(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Load; a failure is kept for the first group, which tells the caller: here it would end the process."""
+        self.turn = threading.Lock()
         if worker.nanny is not None:  # a process of its own: Ctrl-C is for the run, which ends the tiles in hand
             with suppress(ValueError):
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -61,11 +63,15 @@ def keep_one_gpu(name: object, environment: MutableMapping[str, str]) -> None:
 
 
 def call(name: str, items: Sequence[Any]) -> Any:
-    """Do a group of items with what this process has loaded under a name."""
+    """Do a group of items with what this process has loaded under a name: one at a time, for that is what was planned.
+
+    A worker with more threads would take as many times the memory.
+    """
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, Loaded)
     try:
-        return plugin.work(items)
+        with plugin.turn:
+            return plugin.work(items)
     except TruescaleError as error:
         failed = error
     failed.__cause__ = failed.__context__ = None  # errors of libraries need not survive the way

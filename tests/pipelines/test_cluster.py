@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import dask.config
@@ -128,32 +129,31 @@ def test_a_cluster_file_that_is_not_there_is_named(run: Run, image: Path, tmp_pa
 
 
 def test_a_lost_process_costs_only_its_tiles_in_flight(tmp_path: Path) -> None:
-    image = write_raster(tmp_path / "image.tif", smooth((4, 700, 700)).astype(np.uint16))
+    image = write_raster(tmp_path / "image.tif", smooth((4, 1500, 1500)).astype(np.uint16))
     whole = Job(str(image), str(tmp_path / "whole.tif"), Request(model="floor"))
     runner.carry_out(whole)
     work = runner.prepare(Job(str(image), str(tmp_path / "o.tif"), Request(model="floor", workers=2)))
     command = [sys.executable, "-m", "pipelines.cli", "upscale", str(image), str(tmp_path / "o.tif"), "--quiet"]
     process = subprocess.Popen(
-        [*command, "--model", "floor", "--workers", "2", "--memory", "3GB", "--resume"], start_new_session=True
+        [*command, "--model", "floor", "--workers", "2", "--memory", "3GB", "--resume", "--work", str(work)],
+        start_new_session=True,
     )
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - to make it happen again
     deadline = time.monotonic() + 60
     while not list((work / "ledger").glob("*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(random.Random(seed).uniform(0, 1))  # in any state: working, waiting or ended already
-    killed = False
-    while not killed and time.monotonic() < deadline:
-        names = [path.stem.split("-") for path in (work / "ledger").glob("*.jsonl")]
-        for parts in names:
-            with suppress(ProcessLookupError):
-                os.kill(int(parts[-2]), signal.SIGKILL)
-            killed = True
-            break
-        time.sleep(0.02)
-    assert killed
+    time.sleep(random.Random(seed).uniform(0, 0.3))
+    writers = {int(path.stem.split("-")[-2]) for path in (work / "ledger").glob("*.jsonl")}
+    killed = min(writers)
+    os.kill(killed, signal.SIGKILL)
     assert process.wait(timeout=120) == 0
     assert (tmp_path / "o.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+    lines = [line for path in (work / "ledger").glob("*.jsonl") for line in path.read_text().split("\n") if line]
+    made = [json.loads(line)["tile"] for line in lines]
+    assert sorted(made) == list(range(len(made))), seed  # none that had been finished was made again
+    after = {int(path.stem.split("-")[-2]) for path in (work / "ledger").glob("*.jsonl")}
+    assert len(after) >= 2, seed  # the others went on
 
 
 def test_a_bad_cluster_file_is_a_usage_error(tmp_path: Path) -> None:
