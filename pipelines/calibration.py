@@ -19,7 +19,7 @@ from pipelines.degradation import Degradation, Profile, axis_matrix, width_in_fi
 from pipelines.grid import Box, Grid, Orientation, Placement, fine_length
 from pipelines.labels import Samples, refuse_labels
 from pipelines.planning import Calibration, ChannelCalibration, Plan
-from pipelines.projection import stable_weight, stein_weight
+from pipelines.projection import EXPLAINED, stable_weight, stein_weight
 
 WINDOWS_PER_AXIS = 4
 """Windows are spread evenly from edge to edge of the in-plane axes, corners included."""
@@ -50,9 +50,6 @@ MOST_PATCHES = 40_000
 
 FEWEST_PATCHES = 4 * PATCH**2
 """Fewer say too little about their covariance."""
-
-EXPLAINED = 1.2
-"""The floor leaves no more than this many standard deviations of the noise on the windows."""
 
 ROUNDING = 12**-0.5
 """Standard deviation of what rounding to whole numbers does."""

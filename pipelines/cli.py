@@ -483,6 +483,7 @@ def sample(name: str, output: Path, overwrite: bool) -> None:
     help="Folder of the bundle. Default: beside the checkpoints in runs/.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where a training of this name is.")
 @click.option("--init-from", metavar="NAME|CARD.json", default="", help="Start from the weights of a bundle.")
 @click.option("--search", "tries", metavar="N", type=click.IntRange(1), help="Try N settings of the config's 'search'.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
@@ -539,7 +540,12 @@ def main() -> None:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None or debug:
             raise
-        _fail(UsageError(what=f"this command needs {error.name}", fix=f"pip install 'truescale[{extra}]'"), debug)
+        _fail(
+            UsageError(
+                what=f"this command needs {error.name}", fix=f"install it: pip install -c constraints.txt '.[{extra}]'"
+            ),
+            debug,
+        )
     except Exception as error:  # noqa: BLE001 - a bug: say so without a page of text
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # under the text of --help or --version
             _fail(StoppedError(what="the disk under stdout is full", fix="free space there and run again"), debug)

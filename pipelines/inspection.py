@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import formats
-from pipelines.calibration import EXPLAINED, ROUNDING, noise_sigma, window_samples
+from pipelines.calibration import ROUNDING, noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import InputError, UsageError
 from pipelines.grid import Box, Grid, Orientation
 from pipelines.image import Header, Source, Told, ToldKind, TurnedSource
 from pipelines.labels import WAYS_ON, look, told
-from pipelines.projection import Residual
+from pipelines.projection import EXPLAINED, Residual
 from pipelines.report import report_path
 from pipelines.request import parse_noise
 from pipelines.verification import Verification, verify

@@ -27,6 +27,10 @@ NULL = 1e-13
 """Eigenvalues below this share of the largest belong to empty rows."""
 
 
+EXPLAINED = 1.2
+"""A residual up to this many standard deviations of the noise is within the noise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Residual:
     """Difference between a degraded product and the measurement: mergeable in tile order."""

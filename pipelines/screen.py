@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from pipelines.planning import Plan
     from pipelines.report import RunReport
 
-EXPLAINED = 1.2
-"""A residual up to this many standard deviations of the noise is within the noise."""
-
 LOG_EVERY_S = 10.0
 """Seconds between progress lines where stderr is no terminal."""
 
@@ -307,6 +304,7 @@ def _spec_text(axes: str, spec: Sequence[str]) -> str:
 
 def describe_report(report: RunReport, told: Sequence[str] = ()) -> str:
     """The last lines of a run, with the warnings that have not been told yet."""
+    from pipelines.projection import EXPLAINED
     from pipelines.request import bytes_text
 
     total = report.seconds.get("total", sum(report.seconds.values()))

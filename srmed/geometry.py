@@ -98,9 +98,13 @@ def anatomical_axes(grid: Grid) -> tuple[str, ...]:
 
 
 def coarsest_axis(grid: Grid) -> int:
-    """The axis of the largest spacing if that is unique by 1 %, else axis 0 (z)."""
-    order = np.argsort(grid.spacing)
-    return int(order[-1]) if grid.spacing[order[-1]] > UNIQUE_SPACING * grid.spacing[order[-2]] else 0
+    """The axis of the largest spacing; of several within 1 % the one nearest to head-foot, then to front-back.
+
+    So the order in which a volume is stored changes nothing.
+    """
+    coarse = [a for a in range(3) if UNIQUE_SPACING * grid.spacing[a] >= max(grid.spacing)]
+    rank = [("head" in name) * 2 + ("anterior" in name) for name in anatomical_axes(grid)]
+    return max(coarse, key=lambda a: rank[a])
 
 
 def slice_distance(grid: Grid, axis: int) -> float:

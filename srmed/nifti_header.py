@@ -20,6 +20,7 @@ from pipelines.image import Channel, Fact, Header, ToldKind
 from srmed.acquisition import Sidecar, Stated, acquisition, read_sidecar
 from srmed.geometry import (
     SAME_FORM_VOXELS,
+    UNIQUE_SPACING,
     anatomical_axes,
     coarsest_axis,
     grid_from_ras,
@@ -250,7 +251,7 @@ def image_header(
     with np.errstate(over="ignore", invalid="ignore"):  # a nonsensical place is refused, not warned about
         affine, form, place_problems = _affine(file.header, file.shape_xyz)
         grid = grid_from_ras(affine, file.shape_xyz, file.mm_per_unit)
-    slice_axis = _slice_axis(file.header, grid)
+    slice_axis, slice_problems = _slice_axis(file.header, grid)
     modality, modality_fact, problems = _modality(file, sidecar, words)
     stated = Stated(modality, sidecar.thickness_mm, "sidecar", sidecar.three_dimensional)
     if told_thickness_mm is not None:
@@ -280,7 +281,7 @@ def image_header(
         slice_axis=slice_axis,
         may_have_invalid=file.stored.kind == "f",
         facts=facts,
-        problems=(*place_problems, *sidecar.problems, *problems, *(() if label else scan.problems)),
+        problems=(*place_problems, *sidecar.problems, *problems, *(() if label else (*slice_problems, *scan.problems))),
         anatomical_axes=anatomical_axes(grid),
         file_world="NIfTI RAS+ mm, (i, j, k) centres",
         file_affine=tuple(tuple(float(v) for v in row) for row in ras_from_grid(grid)),
@@ -361,9 +362,17 @@ def _affine(header: Nifti1Header, shape_xyz: tuple[int, int, int]) -> tuple[NDAr
     return sform, "sform", problems
 
 
-def _slice_axis(header: Nifti1Header, grid: Grid) -> int:
+def _slice_axis(header: Nifti1Header, grid: Grid) -> tuple[int, list[str]]:
+    """The axis that the slices are stacked on, and what to say if that is a guess."""
     slice_ijk = header.get_dim_info()[2]
-    return coarsest_axis(grid) if slice_ijk is None or slice_ijk > 2 else 2 - slice_ijk
+    if slice_ijk is not None and slice_ijk <= 2:
+        return 2 - slice_ijk, []
+    axis = coarsest_axis(grid)
+    others = [n for a, n in enumerate(grid.spacing) if a != axis]
+    if grid.spacing[axis] > UNIQUE_SPACING * max(others):
+        return axis, []
+    taken = f"no axis is coarser than the others: slices are taken to be stacked {anatomical_axes(grid)[axis]}"
+    return axis, [taken]
 
 
 def _modality(file: NiftiFile, sidecar: Sidecar, words: list[str]) -> tuple[str, Fact, list[str]]:

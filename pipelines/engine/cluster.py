@@ -100,6 +100,11 @@ def _from_yaml(path: Path, workers: int) -> Any:
         described = yaml.safe_load(path.read_text())
         module, _, name = described["class"].rpartition(".")
         cluster = getattr(importlib.import_module(module), name)(**described.get("options", {}))
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            what=f"'{path.name}' needs {error.name}, which is not installed here",
+            fix="install it (for Slurm: pip install -c constraints.txt '.[slurm]')",
+        ) from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
         raise UsageError(
             what=f"'{path.name}' describes no cluster",

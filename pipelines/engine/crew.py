@@ -54,9 +54,7 @@ class Crew:
     ) -> None:
         """Give `todo` in groups to the work that `load()` returns in every process: see `cluster.loaded` and `run`."""
         self._stop.unlink(missing_ok=True)
-        if self._client is None:
-            self._client = self._stack.enter_context(cluster.client(self._where, self._workers))
-        client = self._client
+        client = self._client or self._connected()
         with cluster.loaded(client, load) as work:
             cluster.run(
                 client,
@@ -71,7 +69,13 @@ class Crew:
             with suppress(OSError, TimeoutError):
                 self._told(list(client.run(self._ask).values()))
 
+    def _connected(self) -> Client:
+        self._client = self._stack.enter_context(cluster.client(self._where, self._workers))
+        return self._client
+
     def __enter__(self) -> Self:
+        if self._where is not None:  # a wrong place is told before the input is read
+            self._connected()
         return self
 
     def __exit__(

@@ -297,6 +297,7 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     *,
+    overwrite: bool = False,
     runs: Path | None = None,
     copies: Path | None = None,
     stop_after: int | None = None,
@@ -310,12 +311,13 @@ def train(
     """Train what a YAML describes and write its bundle.
 
     data: the folder that TRUESCALE_DATA names, or one of one's own images; out: folder of the bundle (default: that
-    of the checkpoints); resume: go on from the last checkpoint; runs: folder of logs and checkpoints (default: runs);
-    copies: of the images, shared by all trainings with them (default: copies in runs); stop_after: steps in all after
-    which to stop early, to be resumed; init_from: as in the config; device: auto, cpu or cuda; devices: processes that
-    share each batch; progress: called with (stage, done, all); say: with lines for people; on_look: called with (step,
-    best gain so far in dB) after each look at the held-out images, ends the training with True. The same config and
-    data give the same weights on the CPU, resumed or not, whatever the number of readers.
+    of the checkpoints); resume: go on from the last checkpoint; overwrite: begin anew where one is; runs: folder of
+    logs and checkpoints (default: runs); copies: of the images, shared by all trainings with them (default: copies in
+    runs); stop_after: steps in all after which to stop early, to be resumed; init_from: as in the config; device:
+    auto, cpu or cuda; devices: processes that share each batch; progress: called with (stage, done, all); say: with
+    lines for people; on_look: called with (step, best gain so far in dB) after each look at the held-out images, ends
+    the training with True. The same config and data give the same weights on the CPU, resumed or not, whatever the
+    number of readers.
     Raises UsageError, InputError, BudgetError and StoppedError.
     """
     settings = config if isinstance(config, TrainingConfig) else TrainingConfig.read(config)
@@ -327,7 +329,7 @@ def train(
     folder = runs / f"{settings.name}-{settings.version}"
     last = folder / "last.ckpt"
     cuda = device == "cuda" or (device == "auto" and has_cuda() and settings.textbook)
-    _check_request(settings, last, resume=resume, devices=devices, cuda=cuda)
+    _check_request(settings, last, resume=resume, overwrite=overwrite, devices=devices, cuda=cuda)
     lightning.seed_everything(settings.seed, verbose=False)
     torch.set_num_threads(1 if devices > 1 else settings.threads)  # forked processes set their own
     with _disk(runs):
@@ -369,7 +371,9 @@ def _trainer(settings: TrainingConfig, folder: Path, steps: int, devices: int, *
     )
 
 
-def _check_request(settings: TrainingConfig, last: Path, *, resume: bool, devices: int, cuda: bool) -> None:
+def _check_request(
+    settings: TrainingConfig, last: Path, *, resume: bool, overwrite: bool, devices: int, cuda: bool
+) -> None:
     """Raise UsageError for what cannot be done, before anything is read."""
     if cuda and not (has_cuda() and settings.textbook):
         what = "torch sees no CUDA device" if settings.textbook else "a lattice network trains on the CPU"
@@ -381,6 +385,12 @@ def _check_request(settings: TrainingConfig, last: Path, *, resume: bool, device
             what=f"{devices} processes cannot share a batch of {settings.batch}",
             why="each takes as many pairs of it as the others",
             fix=f"give batch: {-(-settings.batch // devices) * devices}",
+        )
+    if not resume and not overwrite and last.is_file():
+        raise UsageError(
+            what=f"a training of {settings.name} {settings.version} is there already",
+            why=f"{last} holds its weights",
+            fix="go on with --resume, begin anew with --overwrite, or give the config another version",
         )
     if not resume:
         return

@@ -81,6 +81,7 @@ def search(
         card = train(
             own,
             data,
+            overwrite=True,
             runs=folder / "tries",
             copies=folder.parent / "copies",
             device=device,

@@ -45,6 +45,16 @@ def test_an_image_doubles_and_keeps_its_corners(run: Run, scene: Path, tmp_path:
     assert report["consistency_over_noise"] is None
 
 
+@pytest.mark.data
+def test_a_product_that_does_not_explain_its_input_warns(run: Run, data: Path, tmp_path: Path) -> None:
+    source = data / "geo" / "quirks" / "nz_habitat_anticross_4326_1deg.tif"
+    code, out, err = run("upscale", source, tmp_path / "o.tif", "--model", "floor", "--json")
+    assert code == 0
+    worst = max(c["over_noise"] or 0 for c in json.loads(out)["channels"])
+    assert (worst > 1.2) == ("differs from the input once degraded" in err)
+    assert run("verify", tmp_path / "o.tif", "--against", source)[0] == (3 if worst > 1.2 else 0)
+
+
 @pytest.mark.parametrize(("model", "said"), [("floor", "explains the input"), ("linear", "differs from the input")])
 def test_only_what_explains_the_input_is_said_to(run: Run, scene: Path, tmp_path: Path, model: str, said: str) -> None:
     _, _, err = run("upscale", scene, tmp_path / "o.tif", "--model", model, "--noise", "2")

@@ -156,6 +156,19 @@ def test_a_lost_process_costs_only_its_tiles_in_flight(tmp_path: Path) -> None:
     assert len(after) >= 2, seed  # the others went on
 
 
+@pytest.mark.parametrize("where", ["nothing.yaml", "tcp://127.0.0.1:1", "of_nobody.yaml"])
+def test_a_wrong_cluster_is_told_before_the_input_is_read(
+    run: Run, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (tmp_path / "of_nobody.yaml").write_text("class: nobodys_module.Cluster\n")
+    monkeypatch.setattr("pipelines.stages._ingest", None)
+    place = where if "://" in where else tmp_path / where
+    code, _, err = run("upscale", image, tmp_path / "o.tif", "--model", "floor", "--cluster", place, "--quiet")
+    assert code == 2, err
+    assert ("nobodys_module, which is not installed" in err) == (where == "of_nobody.yaml")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("o.tif")] == []
+
+
 def test_a_bad_cluster_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError), cluster.client(str(tmp_path / "x.yaml"), 2):
         pass

@@ -95,6 +95,17 @@ def test_nearly_equal_spacings_have_no_coarsest_axis_but_z() -> None:
     assert coarsest_axis(grid_from_ras(np.diag([1.0, 1.02, 1.0, 1.0]), (3, 3, 3))) == 1
 
 
+@given(st.permutations(range(3)), st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
+def test_the_slices_of_a_nearly_isotropic_volume_do_not_depend_on_its_storage(
+    order: list[int], signs: tuple[float, ...]
+) -> None:
+    for spacing, expected in (((2.385, 2.39, 2.366), "anterior"), ((1.0, 1.0, 1.0), "head"), ((1.0, 0.9, 1.0), "head")):
+        affine = np.eye(4)
+        affine[:3, :3] = (np.diag(spacing) @ np.eye(3)[:, order]) * signs
+        grid = grid_from_ras(affine, (3, 3, 3))
+        assert expected in anatomical_axes(grid)[coarsest_axis(grid)]
+
+
 def test_dicom_columns_are_slice_row_and_column_steps() -> None:
     orientation = np.array([0.0, 1, 0, 0, 0, -1])
     grid = grid_from_slices(

@@ -131,9 +131,13 @@ def test_a_real_tilt_is_a_geometry_error(data: Path) -> None:
 
 def test_one_image_in_four_orientations_is_one_image_in_the_world(data: Path) -> None:
     sources = [open_nifti(p) for p in sorted((data / "med/quirks").glob("orient_*"))]
-    centres, means = [], []
+    centres, means, slices = [], [], set()
     for source in sources:
         with source:
+            names, axis = source.header.anatomical_axes, source.header.slice_axis
+            assert axis is not None
+            slices.add(frozenset(names[axis].split("-")))
+            assert any("no axis is coarser" in problem for problem in source.header.problems)
             grid, values = source.header.grid, whole(source)[0].astype(np.float64)
             index = np.array(np.meshgrid(*map(np.arange, grid.shape), indexing="ij")).reshape(3, -1)
             weight = values.ravel() / values.sum()
@@ -141,6 +145,7 @@ def test_one_image_in_four_orientations_is_one_image_in_the_world(data: Path) ->
             means.append(values.mean())
     np.testing.assert_allclose(centres, [centres[0]] * len(centres), atol=1e-3)
     np.testing.assert_allclose(means, means[0], rtol=1e-6)
+    assert len(slices) == 1
 
 
 def test_values_and_places_agree_with_nibabel(data: Path) -> None:

@@ -316,6 +316,19 @@ def small(path: Path) -> TrainingConfig:
     )
 
 
+def test_a_training_that_is_there_is_not_lost_by_a_second_call(
+    tmp_path: Path, config: Config, data_folder: Path
+) -> None:
+    path = config("rasters")
+    first = train(path, data_folder, runs=tmp_path)
+    assert first.folder
+    before = weights(first.folder)
+    with pytest.raises(UsageError, match=r"--resume.*--overwrite"):
+        train(path, data_folder, runs=tmp_path)
+    assert same(before, weights(first.folder))
+    assert train(path, data_folder, runs=tmp_path, overwrite=True).sha256 == first.sha256
+
+
 def commits() -> int:
     """So many made up what is tested; 0 outside of a repository."""
     found = subprocess.run(["git", "rev-list", "--count", "HEAD"], check=False, capture_output=True, text=True)
