@@ -540,12 +540,8 @@ def main() -> None:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None or debug:
             raise
-        _fail(
-            UsageError(
-                what=f"this command needs {error.name}", fix=f"install it: pip install -c constraints.txt '.[{extra}]'"
-            ),
-            debug,
-        )
+        fix = f"install it: pip install -c constraints.txt '.[{extra}]'"
+        _fail(UsageError(what=f"this command needs {error.name}", fix=fix), debug)
     except Exception as error:  # noqa: BLE001 - a bug: say so without a page of text
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # under the text of --help or --version
             _fail(StoppedError(what="the disk under stdout is full", fix="free space there and run again"), debug)

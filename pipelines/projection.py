@@ -26,7 +26,6 @@ AMPLIFIED = 1e-4
 NULL = 1e-13
 """Eigenvalues below this share of the largest belong to empty rows."""
 
-
 EXPLAINED = 1.2
 """A residual up to this many standard deviations of the noise is within the noise."""
 

@@ -215,10 +215,10 @@ def _warnings(made: Plan, calibration: Calibration, channels: Sequence[ChannelRe
     floored = [c.name for c, n in pairs if c.treatment == "network" and not n.refined]
     if floored:
         yield f"more noise than the network knows, made with the floor: {', '.join(floored)}"
-    asked = [c for c, planned in zip(channels, made.channels, strict=True) if planned.project and c.over_noise]
-    apart = max(asked, key=lambda c: c.over_noise or 0.0, default=None)
-    if apart is not None and apart.over_noise and apart.over_noise > EXPLAINED:
-        yield f"differs from the input once degraded: {apart.name} by up to {apart.over_noise:.2f} of its noise"
+    projected = [(n.over_noise or 0.0, n.name) for n, c in zip(channels, made.channels, strict=True) if c.project]
+    worst, name = max(projected, default=(0.0, ""))
+    if worst > EXPLAINED:
+        yield f"differs from the input once degraded: {name} by up to {worst:.2f} of its noise"
     unknown = [n.name for n in channels if n.noise_method == "none" and made.noise == "auto" and n.rmse is not None]
     if unknown:
         yield f"the noise could not be estimated, taken as 0: {', '.join(unknown)}; tell it with --noise"

@@ -169,10 +169,12 @@ def main() -> None:
         outcomes = kill_and_resume(asked.times, asked.seed, Path(folder))
     codes = {code: sum(o.code == code for o in outcomes) for code in sorted({o.code for o in outcomes})}
     redone = [o.shards - o.kept for o in outcomes]
-    print(f"seed {asked.seed}: {len(outcomes)} runs, all with the bytes of the undisturbed one")  # noqa: T201
-    print(f"exit codes {codes}; shards made again: at most {max(redone)}, {sum(redone)} in all")  # noqa: T201
     late = sum(o.half_removed for o in outcomes)
-    print(f"killed between the end of the work and that of the work folder: {late}")  # noqa: T201
+    sys.stdout.write(
+        f"seed {asked.seed}: {len(outcomes)} runs, all with the bytes of the undisturbed one\n"
+        f"exit codes {codes}; shards made again: at most {max(redone)}, {sum(redone)} in all\n"
+        f"killed between the end of the work and that of the work folder: {late}\n"
+    )
 
 
 if __name__ == "__main__":

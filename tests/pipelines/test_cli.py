@@ -51,8 +51,9 @@ def test_a_product_that_does_not_explain_its_input_warns(run: Run, data: Path, t
     code, out, err = run("upscale", source, tmp_path / "o.tif", "--model", "floor", "--json")
     assert code == 0
     worst = max(c["over_noise"] or 0 for c in json.loads(out)["channels"])
-    assert (worst > 1.2) == ("differs from the input once degraded" in err)
-    assert run("verify", tmp_path / "o.tif", "--against", source)[0] == (3 if worst > 1.2 else 0)
+    assert worst > 1.2  # few samples between many holes
+    assert "differs from the input once degraded" in err
+    assert run("verify", tmp_path / "o.tif", "--against", source)[0] == 3
 
 
 @pytest.mark.parametrize(("model", "said"), [("floor", "explains the input"), ("linear", "differs from the input")])
