@@ -18,8 +18,12 @@ from pipelines.networks.textbook import MOST_SCALE, REGISTRY
 KINDS = ("volumes", "rasters")
 """Of training data."""
 
-SCHEDULES = ("cosine", "constant", "step")
-"""Of the rate after the warm-up: down to 0 over all steps, the same, or a tenth of it after each third of the steps."""
+SCHEDULES = ("cosine", "constant", "step", "late")
+"""Of the rate after the warm-up: down to 0 over all steps, the same, a tenth of it after each third of the steps, or the
+same until LATE of the steps and down to 0 in the rest."""
+
+LATE = 0.75
+"""Until there a training with the schedule `late` does not depend on how many steps it will have (Hägele et al. 2024)."""
 
 NOISES = ("gaussian", "rician", "poisson")
 
@@ -162,6 +166,14 @@ class TrainingConfig:
             {k: v for k, v in asdict(self).items() if not (k == "adversarial" and v is None)}
         )
         return values
+
+    def same_until(self, steps: int) -> int:
+        """Steps that a training with so many steps in all, and else as this one, has in common with it."""
+        if steps == self.steps:
+            return steps
+        if self.schedule == "constant":
+            return min(steps, self.steps)
+        return int(LATE * min(steps, self.steps)) if self.schedule == "late" else 0
 
     @property
     def textbook(self) -> bool:

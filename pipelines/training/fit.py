@@ -35,7 +35,7 @@ from pipelines.card import ModelCard
 from pipelines.errors import StoppedError, UsageError
 from pipelines.networks import has_cuda, monai_bundle
 from pipelines.training import adversarial, memory
-from pipelines.training.config import TrainingConfig
+from pipelines.training.config import LATE, TrainingConfig
 from pipelines.training.lattice import LatticeTask
 from pipelines.training.scenes import plain, scenes_of
 from pipelines.training.task import Step, Task
@@ -217,7 +217,12 @@ class Training(lightning.LightningModule):  # type: ignore[misc]  # Lightning is
     def _rate(self, step: int) -> float:
         c = self.config
         done = min(1.0, step / c.steps)
-        falling = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0, "step": 0.1 ** int(3 * done)}
+        falling = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "constant": 1.0,
+            "step": 0.1 ** int(3 * done),
+            "late": min(1.0, (1 - done) / (1 - LATE)),
+        }
         return min(1.0, (step + 1) / c.warm_up) * falling[c.schedule]
 
     def train_dataloader(self) -> Waited:
@@ -396,9 +401,11 @@ def _check_request(
         return
     if not last.is_file():
         raise UsageError(what="there is no checkpoint to resume from", why=f"{last} is missing", fix="train without it")
-    before = torch.load(last, map_location="cpu", weights_only=True).get("config")
+    checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+    before = checkpoint.get("config")
+    longer = before and checkpoint["global_step"] <= settings.same_until(before["steps"])
     for key, now in settings.to_json().items() if before else ():
-        free = key in ("readers", "checkpoint_every", "card", "search")
+        free = key in ("readers", "checkpoint_every", "card", "search") or (key == "steps" and longer)
         if not free and before.get(key) != now:
             raise UsageError(
                 what=f"the checkpoint was made with {key} {before.get(key)!r}, the config says {now!r}",

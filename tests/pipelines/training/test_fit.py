@@ -79,6 +79,22 @@ def test_the_bundle_of_a_lattice_network_says_what_the_training_cost(
     assert card.halo == (3, 9, 9)
 
 
+def test_a_training_may_be_lengthened_until_its_rate_falls(
+    tmp_path: Path, config: Config, data_folder: Path
+) -> None:
+    late = ("schedule: late", "warm_up: 2")
+    whole = train(config("rasters", "steps: 16", *late), data_folder, runs=tmp_path / "whole")
+    shorter = TrainingConfig.read(config("rasters", "steps: 8", "checkpoint_every: 1", *late))
+    train(shorter, data_folder, runs=tmp_path / "runs", stop_after=6)
+    again = train(config("rasters", "steps: 16", *late), data_folder, runs=tmp_path / "runs", resume=True)
+    assert whole.folder
+    assert again.folder
+    assert same(weights(again.folder), weights(whole.folder))
+    train(shorter, data_folder, runs=tmp_path / "other", stop_after=7)
+    with pytest.raises(UsageError, match="made with steps 8, the config says 16"):
+        train(config("rasters", "steps: 16", *late), data_folder, runs=tmp_path / "other", resume=True)
+
+
 @pytest.mark.parametrize("readers", [0, 2])
 def test_the_weights_do_not_depend_on_who_makes_the_pairs(
     tmp_path: Path, config: Config, data_folder: Path, readers: int
