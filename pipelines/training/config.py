@@ -19,11 +19,11 @@ KINDS = ("volumes", "rasters")
 """Of training data."""
 
 SCHEDULES = ("cosine", "constant", "step", "late")
-"""Of the rate after the warm-up: down to 0 over all steps, the same, a tenth of it after each third of the steps, or the
-same until LATE of the steps and down to 0 in the rest."""
+"""Of the rate after the warm-up: down to 0 over all steps, the same, a tenth of it after each third of the steps, or
+the same until LATE of the steps and down to 0 in the rest."""
 
 LATE = 0.75
-"""Until there a training with the schedule `late` does not depend on how many steps it will have (Hägele et al. 2024)."""
+"""Until there a training of the schedule `late` does not depend on how many steps it will have (Hägele et al. 2024)."""
 
 NOISES = ("gaussian", "rician", "poisson")
 

@@ -79,9 +79,7 @@ def test_the_bundle_of_a_lattice_network_says_what_the_training_cost(
     assert card.halo == (3, 9, 9)
 
 
-def test_a_training_may_be_lengthened_until_its_rate_falls(
-    tmp_path: Path, config: Config, data_folder: Path
-) -> None:
+def test_a_training_may_be_lengthened_until_its_rate_falls(tmp_path: Path, config: Config, data_folder: Path) -> None:
     late = ("schedule: late", "warm_up: 2")
     whole = train(config("rasters", "steps: 16", *late), data_folder, runs=tmp_path / "whole")
     shorter = TrainingConfig.read(config("rasters", "steps: 8", "checkpoint_every: 1", *late))
