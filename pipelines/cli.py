@@ -22,6 +22,7 @@ from pipelines.options import (
     existing_folder,
     job_of,
     kind_option,
+    memory_option,
     on_plan_of,
     rates_file,
     replacing_options,
@@ -396,6 +397,7 @@ def export(model: str, output: Path, form: str, overwrite: bool) -> None:
 )
 @click.option("--limit", metavar="N", type=int, help="Only the first N subjects or places.")
 @click.option("--unprojected", is_flag=True, help="Every network also without the projection.")
+@memory_option
 @click.option("--json", "as_json", is_flag=True, help="The tables as one JSON object.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def evaluate(
@@ -405,6 +407,7 @@ def evaluate(
     out: Path | None,
     limit: int | None,
     unprojected: bool,
+    memory: str,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -425,7 +428,9 @@ def evaluate(
 
     chosen = [name for name in models.split(",") if name] if models is not None else None
     with Screen(quiet=quiet) as screen:
-        result = suites.evaluate(suite, folder, chosen, screen.progress, out=out, limit=limit, unprojected=unprojected)
+        result = suites.evaluate(
+            suite, folder, chosen, screen.progress, out=out, limit=limit, unprojected=unprojected, memory=memory
+        )
         if out is not None:
             screen.say(f"written  {out / 'page.html'}, tables.md, tables.json, scores.csv")
     to_stdout(json.dumps(result.to_json()) if as_json else result.to_text())

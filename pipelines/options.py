@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+memory_option = click.option(
+    "--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."
+)
+
 kind_option = click.option(
     "--kind",
     type=click.Choice(["image", "labels"]),
@@ -76,7 +80,7 @@ REQUEST_OPTIONS = (
     click.option(
         "--no-consistency", is_flag=True, help="Leave out the projection: the product may contradict the input."
     ),
-    click.option("--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."),
+    memory_option,
     click.option(
         "--workers",
         metavar="N",

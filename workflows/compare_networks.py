@@ -33,6 +33,9 @@ SUITE = "smoke"
 
 UNPROJECTED = " unprojected"
 
+MEMORY = "8GB"
+"""Attention in three dimensions needs more than the usual 4 GB for its smallest tile."""
+
 
 def main() -> None:
     """Train, evaluate, print."""
@@ -48,7 +51,7 @@ def main() -> None:
     cards = {name: trained(name, asked.data, asked.runs) for name in asked.names}
     paths = [str(card.folder / f"{card.id}.json") for card in cards.values() if card.folder]
     draw(asked.runs, asked.names, asked.runs / "compared" / "curves.png")
-    made = suite.evaluate(SUITE, asked.data, paths, told, out=asked.runs / "compared", unprojected=True)
+    made = suite.evaluate(SUITE, asked.data, paths, told, out=asked.runs / "compared", unprojected=True, memory=MEMORY)
     with (asked.runs / "compared" / "scores.csv").open(encoding="utf-8", newline="") as file:
         scores = list(csv.DictReader(file))
     for table in made.tables:

@@ -14,8 +14,8 @@ from pipelines.evaluation.documents import DOMAINS, details, overview
 from pipelines.evaluation.pictures import Panel, colour_bar
 from pipelines.evaluation.tables import PLAIN, Score, Table, Tables, number
 
-PICTURE_BYTES = 11_000_000
-"""Of the pictures of a page, as text: with the rest it stays below 15 MB. What does not fit stays in their folder."""
+PICTURE_BYTES = 3_000_000
+"""Of the pictures of a page, as text: with the rest it stays below 5 MB. What does not fit stays in their folder."""
 
 UNSHOWN = ("nearest", "linear")
 """Methods without pictures: between the input and the cubic one there is little to see."""

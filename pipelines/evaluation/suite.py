@@ -79,15 +79,16 @@ def evaluate(
     out: Path | None = None,
     limit: int | None = None,
     unprojected: bool = False,
+    memory: str = "4GB",
     restore: Restore | None = None,
 ) -> Tables:
     """The tables of a suite (`conditions.SUITES`) on the images in `data` (see `truths.entries`).
 
     models: only these, cubic and the floor (None: nearest, linear, cubic, floor and every shipped network); out: a
     folder for the documents and pictures, in which the same call goes on after it was stopped; limit: only the first
-    subjects or places; unprojected: every network also without the projection; restore: None for the engine of
-    `upscale`. Clean data are restored as told to be clean, noisy
-    ones with the noise estimated. Raises UsageError, ModelError, InputError.
+    subjects or places; unprojected: every network also without the projection; memory: budget of a
+    restoration; restore: None for the engine of `upscale`. Clean data are restored as told to be clean, noisy ones with
+    the noise estimated. Raises UsageError, ModelError, InputError, BudgetError.
     """
     asked = suite_of(suite)
     chosen = _chosen(models)
@@ -97,7 +98,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UsageError(what=f"--limit {limit} leaves nothing to measure", fix="give 1 or more")
     listed, left = entries(asked.domains, data)
-    run = _Run(chosen, Ledger(out), restore or _engine(), asked.whole)
+    run = _Run(chosen, Ledger(out), restore or _engine(memory), asked.whole)
     scores: list[Score] = []
     from threadpoolctl import threadpool_limits
 
@@ -137,7 +138,7 @@ def _first(images: list[Entry], limit: int | None) -> list[Entry]:
     return [e for e in images if e.subject in subjects]
 
 
-def _engine() -> Restore:
+def _engine(memory: str) -> Restore:
     from pipelines.runner import upscale_array
 
     def restore(
@@ -149,7 +150,9 @@ def _engine() -> Restore:
         noise: Literal["auto"] | float,
         consistency: bool,
     ) -> NDArray[np.float32]:
-        return upscale_array(samples, header, scale=scale, model=model, noise=noise, consistency=consistency)
+        return upscale_array(
+            samples, header, scale=scale, model=model, noise=noise, consistency=consistency, memory=memory
+        )
 
     return restore
 

@@ -251,7 +251,7 @@ def test_progress_never_exceeds_its_total(folder):
 def test_the_engine_beats_cubic_on_a_real_scene(data):
     entry = next(e for e in truths.entries(["geo"], data)[0] if e.subject == "s2_l1c_t33uub")
     clean = Condition("geo", Profile("mtf", 0.3), scale=2)
-    cubic, floor = scored(truths.read(entry, whole=False), clean, methods(), suite._engine())
+    cubic, floor = scored(truths.read(entry, whole=False), clean, methods(), suite._engine("4GB"))
     assert floor.values["psnr"] > cubic.values["psnr"] + 0.5
     assert floor.values["consistency"] < 0.1
 
