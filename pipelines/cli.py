@@ -506,6 +506,9 @@ def train(config: Path, data: Path | None, tries: int | None, quiet: bool, **opt
     FOLDER: that of all data, of which the config names a part, or any folder of NIfTI files, DICOM series, rasters or
     .zarr. Curves and pictures: tensorboard --logdir runs.
     """
+    from pipelines import heap
+
+    heap.keep()
     folder = existing_folder(data)
     with Screen(quiet=quiet) as screen:
         if tries is not None:

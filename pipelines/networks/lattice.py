@@ -136,14 +136,14 @@ def place_rows(maps: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     One map at a time, so that a row never depends on which others are asked for.
     """
     result = torch.zeros(maps.shape[0], len(rows), maps.shape[3], dtype=maps.dtype, device=maps.device)
-    for k in range(maps.shape[1]):
-        result = result + maps[:, k].index_select(1, rows) * weights[:, k, None]
+    for own, weight in zip(maps.unbind(1), weights.unbind(1), strict=True):  # indexed, each would have a gradient of all
+        result = result + own.index_select(1, rows) * weight[:, None]
     return result
 
 
 def place_pixels(maps: Tensor, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     """The sum (b, ny, nx) over k of weights[k, ny, nx] maps[b, k, rows[ny], columns[nx]]."""
     result = torch.zeros(maps.shape[0], len(rows), len(columns), dtype=maps.dtype, device=maps.device)
-    for k in range(maps.shape[1]):
-        result = result + maps[:, k].index_select(1, rows).index_select(2, columns) * weights[k]
+    for own, weight in zip(maps.unbind(1), weights, strict=True):
+        result = result + own.index_select(1, rows).index_select(2, columns) * weight
     return result
