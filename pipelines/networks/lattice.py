@@ -133,10 +133,11 @@ def unfold_columns(x: Tensor, fold: int) -> Tensor:
 def place_rows(maps: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """The sum (b, n, columns) over k of weights[n, k] maps[b, k, rows[n]].
 
-    One map at a time, so that a row never depends on which others are asked for.
+    One map at a time, so that a row never depends on which others are asked for; unbound, for each index into a tensor
+    has a gradient as large as all of it.
     """
     result = torch.zeros(maps.shape[0], len(rows), maps.shape[3], dtype=maps.dtype, device=maps.device)
-    for own, weight in zip(maps.unbind(1), weights.unbind(1), strict=True):  # indexed, each would have a gradient of all
+    for own, weight in zip(maps.unbind(1), weights.unbind(1), strict=True):
         result = result + own.index_select(1, rows) * weight[:, None]
     return result
 
