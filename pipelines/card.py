@@ -27,7 +27,8 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / 
 """Shipped settings and bundles: inside the package once installed, beside it in a checkout."""
 
 DOMAINS = ("med", "geo", "any")
-INTERPOLATIONS = ("nearest", "linear", "cubic")
+INTERPOLATIONS = ("nearest", "linear", "cubic", "none")
+ESTIMATES = ("image", "error")
 AXES = ("through-plane", "image", "any")
 
 MEASURED = ("bytes_per_sample", "bytes_fixed", "kmac_per_sample")
@@ -47,10 +48,13 @@ def finest(scales: Sequence[Fraction | float]) -> int | None:
 class ModelCard:
     """All that planning needs to know about a model.
 
-    interpolation: the estimate the residual is added to; project: whether the projection follows unless told otherwise;
-    network, options: family in `pipelines.networks` and its shape, None without one; axes: 'through-plane' (one axis of
-    a volume; the others may be cut, shifted or refined less), 'image' (both axes of a raster, same scale) or 'any';
-    scales: least and largest it was trained for; blur_fwhm_coarse: the same of the blur [coarse samples];
+    estimates: what it makes of an input, an image or how far from the truth the images of another model are (`error`:
+    the standard deviation of each fine sample); error_model: name or, beside the card, file of the one that does so for
+    this one, '' without one;
+    interpolation: the estimate the residual is added to, or none; project: whether the projection follows unless told
+    otherwise; network, options: family in `pipelines.networks` and its shape, None without one; axes: 'through-plane'
+    (one axis of a volume; the others may be cut, shifted or refined less), 'image' (both axes of a raster, same scale)
+    or 'any'; scales: least and largest it was trained for; blur_fwhm_coarse: the same of the blur [coarse samples];
     noise_over_scale: most noise it was trained for, over
     the 1st to 99th percentile of the samples; halo, multiple_of: coarse samples, the upsampled axis
     of a volume first; local: whether a fine sample depends on the halo only; otherwise windows of twice the halo are
@@ -63,6 +67,8 @@ class ModelCard:
     name: str
     version: str = "1.0"
     domain: str = "any"
+    estimates: str = "image"
+    error_model: str = ""
     interpolation: str = "cubic"
     project: bool = True
     network: str | None = None
@@ -92,6 +98,7 @@ class ModelCard:
         for what, value, allowed in (
             ("domain", self.domain, DOMAINS),
             ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("estimates", self.estimates, ESTIMATES),
             ("axes", self.axes, AXES),
         ):
             if value not in allowed:
@@ -109,14 +116,31 @@ class ModelCard:
         """What it is for, in words."""
         if not self.network:
             return "interpolation" + (" that explains the input" if self.project else "")
+        if self.estimates == "error":
+            return "errors of another model"
         return {"through-plane": "thick slices to thin", "image": "finer pixels"}.get(self.axes, "super-resolution")
+
+    @property
+    def path(self) -> str:
+        """What finds the card again: its file, or its name if it is built in."""
+        return str(self.folder / f"{self.id}.json") if self.folder else self.name
+
+    @property
+    def of_errors(self) -> ModelCard | None:
+        """The card of the error model. Raises ModelError."""
+        if not self.error_model:
+            return None
+        beside = self.error_model.endswith(".json")
+        return find(self.folder / self.error_model if beside and self.folder else self.error_model)
 
     @property
     def digest(self) -> str:
         """SHA-256 of all of the card that may change a product."""
         data = self.to_json()
-        for told in ("trained_on", "licence", "figures", "training", "notes", *MEASURED):
+        for told in ("trained_on", "licence", "figures", "training", "notes", "error_model", *MEASURED):
             data.pop(told)
+        if self.estimates == "image":
+            data.pop("estimates")
         if self.local:  # as cards were before there were others
             data.pop("local")
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -86,15 +86,30 @@ def truescale(debug: bool) -> None:
 
 @truescale.command()
 @request_options
+@click.option(
+    "--uncertainty",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="A second product: the standard deviation of each sample of OUTPUT.",
+)
 @replacing_options
 @cluster_option
-def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: str | None, **options: Any) -> None:
+def upscale(
+    source: Path,
+    output: Path,
+    uncertainty: Path | None,
+    overwrite: bool,
+    resume: bool,
+    cluster: str | None,
+    **options: Any,
+) -> None:
     """Super-resolve INPUT into OUTPUT, verify the result and report beside it (OUTPUT.report.json).
 
     \b
     truescale upscale t2_axial.nii.gz t2_iso.nii.gz             isotropic at its finest spacing
     truescale upscale dicom_folder/ t2.nii.gz --scale 4x1x1     through-plane only
     truescale upscale s2.tif s2_5m.tif --model floor --bands 1,2,3
+    truescale upscale t2_axial.nii.gz t2_iso.nii.gz --uncertainty t2_iso_sd.nii.gz
 
     INPUT: NIfTI (.nii, .nii.gz), a folder of one DICOM series, GeoTIFF or .zarr. OUTPUT: .nii, .nii.gz, .tif or .zarr.
     Without --scale, --spacing and --like a volume becomes isotropic at its finest spacing, and a raster doubles (2x).
@@ -105,19 +120,26 @@ def upscale(source: Path, output: Path, overwrite: bool, resume: bool, cluster: 
     heap.keep()
     warned: list[str] = []
     plans: list[Plan] = []
+    job = job_of(source, output, overwrite, resume, options)
+    jobs = [job, *([runner.of_errors(job, str(uncertainty))] if uncertainty else [])]
+    reports = []
     with stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
-        report = runner.carry_out(
-            job_of(source, output, overwrite, resume, options),
-            cluster=cluster,
-            progress=screen.progress,
-            stopped=stopped,
-            on_plan=on_plan_of(screen, warned, plans),
-        )
-        screen.say(describe_report(report, warned))
+        for own in jobs:
+            report = runner.carry_out(
+                own,
+                cluster=cluster,
+                progress=screen.progress,
+                stopped=stopped,
+                on_plan=on_plan_of(screen, warned, plans),
+            )
+            screen.say(describe_report(report, warned))
+            reports.append(report)
     for made in plans if cluster is None else ():  # none if the product was there already; others' rate is not ours
-        costs.keep_rate(rates_file(), made, report.network_rate)
+        found = next((r.network_rate for r in reports if r.run_hash == made.run_hash), None)
+        costs.keep_rate(rates_file(), made, found)
     if options["as_json"]:
-        to_stdout(json.dumps(report.to_json()))
+        for report in reports:
+            to_stdout(json.dumps(report.to_json()))
 
 
 @truescale.command()

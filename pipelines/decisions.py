@@ -63,7 +63,7 @@ def resolve(
         orientation=orientation,
         domain=header.domain,
         modality=header.modality,
-        dtype=header.dtype,
+        dtype=header.dtype if card.estimates == "image" else header.working.name,
         channels=tuple(_channel_plan(header, c, card, request, places) for c in range(len(header.channels))),
         model=card.id if card.network else card.name,
         card_path=request.model if request.model and request.model.endswith(".json") else "",
@@ -331,7 +331,7 @@ def _card(header: Header, places: Sequence[Placement], request: Request, warning
         )
     reasons = []
     for card in reversed(cards.available()):  # the newest version of a name comes last
-        if not card.network or card.domain not in ("any", header.domain):
+        if not card.network or card.estimates != "image" or card.domain not in ("any", header.domain):
             continue
         reason = _misfit(card, header, places) or _unknown_blur(card, header, places, request.told)
         if not reason:
@@ -395,8 +395,8 @@ def _channel_plan(
         str(profile_between(place, blur)) if place.changed else "same"
         for blur, place in zip(header.profiles(number, request.told), places, strict=True)
     )
-    replicated = not image or card.name == "nearest"
-    treatment = "nearest" if replicated else "network" if card.network else "interpolate"
+    replicated = (not image or card.name == "nearest") and card.estimates == "image"
+    treatment = "nearest" if replicated else "network" if card.network and image else "interpolate"
     # the inverse of a shift by half a sample is unbounded: such a product is interpolated, and says so
     project = image and card.project and request.consistency and not any(place.between for place in places)
     return ChannelPlan(channel.name, treatment, spec, channel.noise_model, project)

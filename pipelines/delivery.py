@@ -95,7 +95,8 @@ def _exported(
     heap.trim()
     try:
         product = SpreadSource(product_of(store, opened.header, made), on_rows, crew, store, made.run_hash)
-        counts = formats.sink_for(staged).write(product, opened, staged, _note(made))
+        original = opened if made.card.estimates == "image" else None  # its offsets and colours are not those of errors
+        counts = formats.sink_for(staged).write(product, original, staged, _note(made))
     except FileNotFoundError as error:
         raise InputError(
             what="the input has gone while it was worked on",
@@ -144,7 +145,11 @@ def _verified(
 
 def _models(made: Plan) -> list[Any]:
     """The forward models of the channels; None for one that is not compared."""
-    return [None if channel.treatment == "nearest" else made.degradation(c) for c, channel in enumerate(made.channels)]
+    compared = made.card.estimates == "image"
+    return [
+        made.degradation(c) if compared and channel.treatment != "nearest" else None
+        for c, channel in enumerate(made.channels)
+    ]
 
 
 def _note(made: Plan) -> dict[str, str]:

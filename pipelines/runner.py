@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipelines import card as cards
 from pipelines import decisions, formats, sizing
 from pipelines.delivery import finished, tidy
 from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
@@ -105,6 +106,7 @@ def upscale(
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
     work: str | Path | None = None,
+    uncertainty: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     cluster: str | None = None,
@@ -132,7 +134,14 @@ def upscale(
         resume=resume,
     )
     opened = None if isinstance(source, (str, Path)) else source
-    return carry_out(job, source=opened, cluster=cluster, progress=progress, stopped=stopped, on_plan=on_plan)
+    if uncertainty is not None and opened is not None:
+        raise UsageError(what="an open source is read once", fix="give its path, or leave uncertainty out")
+    jobs = [job, *([of_errors(job, str(uncertainty))] if uncertainty else [])]
+    report, *_ = [
+        carry_out(own, source=opened, cluster=cluster, progress=progress, stopped=stopped, on_plan=on_plan)
+        for own in jobs
+    ]
+    return report
 
 
 def planned(job: Job) -> Plan:
@@ -172,6 +181,25 @@ def over(job: Job) -> RunReport | None:
             if paths.work is None:
                 store.remove()
     return report
+
+
+def of_errors(job: Job, output: str) -> Job:
+    """The job that writes to `output` the standard deviation of each sample of another job's product.
+
+    Raises UsageError if its model has no model of its errors, and what planning raises.
+    """
+    card = planned(job).card
+    if card.of_errors is None:
+        known = [c.name for c in cards.available() if c.error_model]
+        raise UsageError(
+            what=f"the errors of {card.id if card.network else card.name} are not known",
+            why="no network was trained to tell them",
+            fix=f"choose --model {' or '.join(known)}" if known else "leave --uncertainty out",
+        )
+    request = replace(job.request, model=card.of_errors.path)
+    errors = replace(job, output=output, request=request, work=f"{job.work}.errors" if job.work else None)
+    planned(errors)
+    return errors
 
 
 def carry_out(

@@ -30,6 +30,8 @@ from pipelines.worker import Worker
 from pipelines.workspace import disk_failed
 from pipelines.zarr_image import Statistics, ZarrImage, doubts, write_image
 
+ERROR_NAME = "standard deviation"
+
 LARGEST = 1e15
 """Samples beyond this are a fault of the file."""
 
@@ -57,8 +59,13 @@ def cores() -> int:
 
 def product_header(header: Header, made: Plan) -> Header:
     """Header of the product, along the input's axes."""
+    header = header.of_kind(made.kind)
+    if made.card.estimates == "error":
+        channels = (replace(c, name=f"{c.name} {ERROR_NAME}".strip(), kind="image") for c in header.channels)
+        header = replace(header, channels=tuple(channels), facts={})
     return replace(
-        header.of_kind(made.kind),
+        header,
+        dtype=made.dtype,
         grid=made.fine,  # along the input's axes
         problems=(),
         file_affine=(),

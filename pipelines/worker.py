@@ -168,12 +168,16 @@ class Worker:
         )
         if refined is not None:
             image += np.multiply(refined, self.calibration.channels[channel].scale, dtype=np.float64)
+            if self.card.estimates == "error":  # where it was interpolated it may swing below zero
+                np.maximum(image, 0.0, out=image)
         if not planned.project or 0 in part.rows.shape:  # far outside the input nothing was measured
             return image, Residual()
         return self._project(part, window, channel, image)
 
     def _interpolate(self, part: Tile, window: Window, channel: int, kind: str) -> NDArray[np.float64]:
         """The base estimate on `estimate`, in input units."""
+        if kind == "none":
+            return np.zeros(part.estimate.shape)
         seen = _nearest_box(part.read, window.box)
         image = np.array(window.samples[channel][seen.within(window.box).slices], np.float64)
         for a, place in reversed(list(enumerate(self.places))):  # so the last result lies in order

@@ -18,6 +18,15 @@ from pipelines.evaluation.detail import DETAIL, detail_classes, detail_shares
 SSIM_SIGMA = 1.5
 """Width of the window of structural similarity [samples] (Wang et al. 2004)."""
 
+WITHIN = 1.645
+"""Standard deviations on each side of a normal distribution's mean that hold nine tenths of it."""
+
+REMOVED = np.arange(0.0, 1.0, 0.05)
+"""Shares of the samples that sparsification removes."""
+
+UNCERTAINTY = ("coverage", "ause", "ause_gradient")
+"""What `uncertainty` gives together."""
+
 HFEN_SIGMA = 1.5
 """Width of the Laplacian of Gaussian [samples] (Ravishankar and Bresler 2011)."""
 
@@ -31,7 +40,8 @@ class Comparison:
     mask: (channel, *axes), where both are valid and count; peaks: (channel,), the value that stands for 1; scale: fine
     samples per coarse sample; residual: (channel, *coarse), measured - degraded product, NaN where not compared;
     residual_unit: what consistency is stated in (1: input units); lifted: what was measured, on the fine grid by linear
-    interpolation, None where the added detail is not judged.
+    interpolation, None where the added detail is not judged; deviation: (channel, *axes), the standard deviation told
+    of the product, None without one.
     """
 
     truth: Array
@@ -42,6 +52,7 @@ class Comparison:
     residual: Array
     residual_unit: float = 1.0
     lifted: Array | None = None
+    deviation: Array | None = None
 
 
 def psnr_of_bands(c: Comparison) -> Array:
@@ -144,6 +155,34 @@ def detail(c: Comparison) -> dict[str, float]:
     return {name: 100.0 * share for name, share in zip(DETAIL, detail_shares(classes), strict=True)}
 
 
+def uncertainty(c: Comparison) -> dict[str, float]:
+    """How well the deviation that was told says where the errors are; means over bands, NaN without one.
+
+    coverage: share of the truth in the interval of 90 % [%]; ause: area under the sparsification error, over the mean
+    error (Ilg et al. 2018, https://arxiv.org/abs/1802.07095): 0 if the samples are in the order of their errors;
+    ause_gradient: the same where they are in that of the gradient's magnitude.
+    """
+    if c.deviation is None:
+        return dict.fromkeys(UNCERTAINTY, float("nan"))
+    found = []
+    for truth, product, mask, deviation in zip(c.truth, c.product, c.mask, c.deviation, strict=True):
+        error = np.abs(product - truth)[mask]
+        steps = np.gradient(np.where(np.isfinite(product), product, 0.0))
+        gradient = np.sqrt(sum(step**2 for step in steps))[mask]
+        covered = 100.0 * np.mean(error <= WITHIN * deviation[mask])
+        found.append((covered, sparsification(error, deviation[mask]), sparsification(error, gradient)))
+    return dict(zip(UNCERTAINTY, np.mean(found, axis=0).tolist(), strict=True))
+
+
+def sparsification(error: Array, deviation: Array) -> float:
+    """Area between the mean error (n,) left as the largest deviations (n,) are removed and the least possible one."""
+    left = [error[np.argsort(order, kind="stable")] for order in (deviation, error)]
+    kept = np.maximum(1, np.round((1 - REMOVED) * len(error)).astype(int))
+    by_deviation, by_error = (np.cumsum(e)[kept - 1] / kept for e in left)
+    mean = float(error.mean())
+    return float(np.mean(by_deviation - by_error)) / mean if mean else 0.0
+
+
 TABLE: Mapping[str, Callable[[Comparison], float]] = {
     "psnr": psnr,
     "ssim": ssim,
@@ -156,8 +195,8 @@ TABLE: Mapping[str, Callable[[Comparison], float]] = {
 }
 """name -> function of one value; `detail` gives the shares of DETAIL together."""
 
-MEDICAL = ("psnr", "ssim", "hfen", "consistency", *DETAIL)
-IMAGERY = ("psnr", "rmse", "sre", "sam", "ergas", "ssim", "consistency", *DETAIL)
+MEDICAL = ("psnr", "ssim", "hfen", "consistency", *DETAIL, *UNCERTAINTY)
+IMAGERY = ("psnr", "rmse", "sre", "sam", "ergas", "ssim", "consistency", *DETAIL, *UNCERTAINTY)
 """Columns of the two kinds of tables."""
 
 HIGHER_IS_BETTER = ("psnr", "ssim", "sre", "improvement")
@@ -167,4 +206,6 @@ HIGHER_IS_BETTER = ("psnr", "ssim", "sre", "improvement")
 def measured(c: Comparison, columns: Sequence[str]) -> dict[str, float]:
     """Column -> value."""
     shares = detail(c) if set(columns) & set(DETAIL) else {}
+    if set(columns) & set(UNCERTAINTY):
+        shares |= uncertainty(c)
     return {name: shares[name] if name in shares else TABLE[name](c) for name in columns}

@@ -61,6 +61,11 @@ class Method:
     card: cards.ModelCard
     projected: bool = True
 
+    @property
+    def errors(self) -> list[cards.ModelCard]:
+        """The model of its errors, of what it makes with the projection; none without one."""
+        return [self.card.of_errors] if self.card.of_errors and self.projected else []
+
     def suits(self, domain: str, scales: Factor) -> bool:
         """Whether it is for such images and makes such a scale."""
         return self.card.domain in ("any", domain) and not self.card.suits(tuple(scales))
@@ -160,7 +165,8 @@ def _engine(memory: str) -> Restore:
 def _chosen(models: Sequence[str] | None) -> list[Method]:
     """The methods, those without weights first. Raises ModelError."""
     if models is None:
-        named = [(c, str(c.folder / f"{c.id}.json") if c.folder else c.name) for c in cards.available()]
+        images = (c for c in cards.available() if c.estimates == "image")
+        named = [(c, c.path) for c in images]
     else:
         named = [(cards.find(name), name) for name in dict.fromkeys((*models, "cubic", "floor"))]
     methods = [Method(card.id if card.network else card.name, model, card) for card, model in named]
@@ -211,7 +217,7 @@ class _Run:
         name = key_of(
             version("truescale"), truth.identity, truth.subject, truth.name, repr(condition), condition.fusion
         )
-        keys = [key_of(name, m.name, m.card.digest) for m in methods]
+        keys = [key_of(name, m.name, m.card.digest, *(e.digest for e in m.errors)) for m in methods]
         if any(self.ledger.get(key) is None for key in keys):
             seed = crc32(f"{truth.subject} {truth.name} {condition}".encode())  # the same noise whatever else is run
             case = simulate(truth, condition, np.random.default_rng(seed))
@@ -250,6 +256,9 @@ def _score(
     seconds = time.perf_counter() - started
     product = np.asarray(made, np.float64)
     compared = comparison(case, product, lifted)
+    for card in method.errors:
+        told = restore(case.coarse, case.header, scale=case.factor, model=card.path, noise=noise, consistency=False)
+        compared = replace(compared, deviation=np.asarray(told, np.float64))
     columns = metrics.MEDICAL if case.condition.domain == "med" else metrics.IMAGERY
     bands = zip((c.name for c in case.header.channels), metrics.psnr_of_bands(compared), strict=True)
     axis = f" axis {case.condition.axis}" if case.condition.domain == "med" else ""

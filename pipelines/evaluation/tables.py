@@ -20,7 +20,7 @@ SEED = 20
 CONFIDENCE = 0.95
 
 DIGITS = {"psnr": 2, "ssim": 4, "hfen": 4, "rmse": 2, "sre": 2, "sam": 3, "ergas": 3, "consistency": 5, "seconds": 2}
-DIGITS |= {"improvement": 1, "omission": 1, "hallucination": 1}
+DIGITS |= {"improvement": 1, "omission": 1, "hallucination": 1, "coverage": 1, "ause": 3, "ause_gradient": 3}
 """Decimals shown of each column."""
 
 

@@ -98,7 +98,8 @@ class LatticeNet(nn.Module):
         self.basis = _PhaseBasis(options)
         for parameter in self.film[2].parameters():
             nn.init.zeros_(parameter)
-        nn.init.zeros_(self.last.conv.weight)
+        if not options.positive:  # a magnitude learns nothing at zero
+            nn.init.zeros_(self.last.conv.weight)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Maps (b, K, rows - 2 margin, columns - 2 fold margin) of planes (b, planes, rows, columns).

@@ -24,7 +24,7 @@ from pipelines.networks import Condition
 from pipelines.networks.certificate import certify
 from pipelines.networks.lanes import Lanes
 from pipelines.networks.lattice import LatticeNet, condition_features, locate, place_pixels, place_rows
-from pipelines.networks.shape import BLOCK, LatticeOptions
+from pipelines.networks.shape import BLOCK, LEAST_ERROR, LatticeOptions
 from pipelines.networks.weights import fill, misfit, prepare
 
 BATCH_SAMPLES = {"cpu": 32768, "cuda": 1 << 20}
@@ -272,9 +272,12 @@ class LatticePredictor:
             wanted = np.minimum(np.arange(n, n + size), count - 1)[:, None] + np.arange(o.planes) + start
             maps = self._net(self._lanes.put(region[wanted].transpose(0, 1, 3, 2)), condition)
             placed = place(maps)[:, :, skip : skip + write.shape[1]]
-            self._lanes.fetch(placed[: min(size, count - n)], result[n : n + size])
+            self._lanes.fetch(self._signed(placed[: min(size, count - n)]), result[n : n + size])
         self._lanes.finish()
         return result
+
+    def _signed(self, values: Tensor) -> Tensor:
+        return values.abs() + LEAST_ERROR if self.options.positive else values
 
     def _rows_placed(self, axis: _Axis, told: Tensor) -> Callable[[Tensor], Tensor]:
         """What makes fine rows (b, n, columns) of the basis maps (b, K, rows, columns) of a view."""
@@ -291,7 +294,7 @@ class LatticePredictor:
             for columns, lattice_x in x.blocks(self._block):
                 lattice = Box((lattice_y.start, lattice_x.start), (lattice_y.stop, lattice_x.stop))
                 values = self._block_of(samples, read, lattice, y.part(rows), x.part(columns), told)
-                self._lanes.fetch(values, result[rows, columns])
+                self._lanes.fetch(self._signed(values), result[rows, columns])
 
     def _block_of(self, samples: Array, read: Box, lattice: Box, y: _Axis, x: _Axis, told: Tensor) -> Tensor:
         margin = self.options.margin[0]

@@ -10,6 +10,9 @@ from typing import Any, Self
 from pipelines.card import BETWEEN, ModelCard, finest
 from pipelines.tiles import Cover, Span
 
+LEAST_ERROR = 1e-4
+"""Over the scale of the samples: added to every error that a network tells, so that none is zero."""
+
 BLOCK = 384
 """Most coarse samples of a side of an image that are computed together."""
 
@@ -20,7 +23,8 @@ class LatticeOptions:
 
     channels, blocks: width and number of residual blocks; basis: maps K of the head; planes: neighbouring planes that
     are read together (odd); fold: in-plane samples folded into channels; thin: every second convolution spans one
-    sample along the first axis; phases: upsampled axes (1: the first of a plane, 2: both); hidden: width of the MLPs.
+    sample along the first axis; phases: upsampled axes (1: the first of a plane, 2: both); hidden: width of the MLPs;
+    positive: the magnitude of what it makes counts, and LEAST_ERROR more: it tells errors.
     """
 
     channels: int = 64
@@ -31,6 +35,7 @@ class LatticeOptions:
     thin: bool = False
     phases: int = 2
     hidden: int = 64
+    positive: bool = False
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Self:

@@ -94,6 +94,9 @@ class TrainingConfig:
     between looks at the held-out scenes, `checked` pairs of them; patience: looks without a gain after which the
     training ends, 0 for never; then the best weights are kept.
 
+    error_of: name or card of a lattice network; the one trained learns how far from the truth that one's products are;
+    error_scale: what the errors it learned of single patches are multiplied with.
+
     init_from: name or card of a bundle whose weights are the start; freeze: parts of the network (the start of the
     names of its parameters) that stay as they are. search: what `--search` tries.
     """
@@ -131,6 +134,8 @@ class TrainingConfig:
     held_out_share: float = 0.15
     augment: Augmentation = field(default_factory=Augmentation)
     adversarial: Adversarial | None = None
+    error_of: str = ""
+    error_scale: float = 1.0
     init_from: str = ""
     freeze: tuple[str, ...] = ()
     search: dict[str, Any] = field(default_factory=dict)
@@ -283,11 +288,12 @@ VALUES: dict[type, dict[str, tuple[str, Callable[[Any], bool]]]] = {
         "freeze": _many("names", lambda v: isinstance(v, str)),
         "held_out_share": _number(0, 0.9),
         "init_from": _TEXT,
+        "error_of": _TEXT,
         "weight_decay": _number(0),
         "dropout": _number(0, 0.9),
         "raw_weight": _number(0),
         "average": _number(0, 1),
-        **{key: _number(0, above=True) for key in ("rate", "clip")},
+        **{key: _number(0, above=True) for key in ("rate", "clip", "error_scale")},
         **dict.fromkeys(("project", "mixed"), _SWITCH),
         **{key: _whole(0) for key in ("seed", "margin", "readers", "patience")},
         **{
@@ -327,7 +333,7 @@ LATTICE_KEYS = frozenset(
     (
         *("name", "kind", "steps", "data", "version", "network", "card", "seed", "batch", "extent", "rate", "warm_up"),
         *("clip", "average", "raw_weight", "mixed", "threads", "readers", "checkpoint_every", "hold_out"),
-        *("schedule", "weight_decay"),
+        *("schedule", "weight_decay", "error_of", "error_scale"),
     )
 )
 """Keys that mean something to a lattice network; its pairs have a degradation and contrasts of their own."""
@@ -345,6 +351,12 @@ def _check_lattice(config: TrainingConfig, told: set[str], name: str) -> None:
         _ = config.options
     except TypeError as error:
         raise UsageError(what=f"{name} describes an unknown network", why=str(error)) from error
+    if bool(config.error_of) != config.options.positive:
+        raise UsageError(
+            what=f"{name} has error_of or a positive network, and not both",
+            why="errors are told as magnitudes, images are not",
+            fix="give both, or neither",
+        )
     if isinstance(config.extent, tuple):
         raise UsageError(what=f"{name} has an extent per axis", why="patches of a lattice network are square")
 

@@ -404,9 +404,10 @@ def _check_request(
     checkpoint = torch.load(last, map_location="cpu", weights_only=True)
     before = checkpoint.get("config")
     longer = before and checkpoint["global_step"] <= settings.same_until(before["steps"])
+    usual = TrainingConfig(name="", kind="", steps=1).to_json()  # of keys that came after the checkpoint
     for key, now in settings.to_json().items() if before else ():
-        free = key in ("readers", "checkpoint_every", "card", "search") or (key == "steps" and longer)
-        if not free and before.get(key) != now:
+        free = key in ("readers", "checkpoint_every", "card", "search", "error_scale") or (key == "steps" and longer)
+        if not free and before.get(key, usual.get(key)) != now:
             raise UsageError(
                 what=f"the checkpoint was made with {key} {before.get(key)!r}, the config says {now!r}",
                 why="what goes on would be another training",

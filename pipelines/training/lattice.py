@@ -1,4 +1,8 @@
-"""Training the shipped family: pairs of any scale, a Charbonnier loss of the projected estimate, its card."""
+"""Training the shipped family: pairs of any scale, a Charbonnier loss of the projected estimate, its card.
+
+A network of errors learns the scale b of a Laplace distribution of what another one leaves (Kendall and Gal 2017,
+https://arxiv.org/abs/1703.04977, in a network of its own, so that the estimate is not traded for its likelihood).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipelines import card as cards
 from pipelines.card import ModelCard
+from pipelines.errors import UsageError
 from pipelines.networks.lattice import LatticeNet, place_pixels, place_rows
+from pipelines.networks.shape import LEAST_ERROR, LatticeOptions
+from pipelines.networks.weights import fill
 from pipelines.training.config import TrainingConfig
 from pipelines.training.pairs import MAKERS, Pair, Scene, generator, load_rasters, load_volumes
 from pipelines.training.task import Judgement, Step
@@ -29,18 +37,35 @@ FRESH = 2**40
 """Number of the first of them: no training gets there."""
 
 
+WITHIN = 1.645
+"""Standard deviations on each side of a normal distribution's mean that hold nine tenths of it."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LatticeTask:
-    """See `Task`."""
+    """See `Task`. judged_net: the network whose errors are learned, None where images are."""
 
     config: TrainingConfig
     scenes: list[Scene]
+    judged_net: LatticeNet | None = None
 
     @classmethod
     def of(cls, config: TrainingConfig, data: Path) -> LatticeTask:
         """With the training scenes in memory."""
         loader = load_volumes if config.kind == "volumes" else load_rasters
-        return cls(config, loader(data / config.data, config.hold_out))
+        net = None
+        if config.error_of:
+            card = cards.find(config.error_of)
+            card.verify()
+            net = LatticeNet(LatticeOptions.of(card.options)).eval().requires_grad_(False)
+            fill(net, card)
+            if net.options.margin != config.options.margin or net.options.planes != config.options.planes:
+                raise UsageError(
+                    what=f"{config.name} and {card.id} see other samples",
+                    why="they learn from the same pairs",
+                    fix="give both the same blocks, planes, fold and thin",
+                )
+        return cls(config, loader(data / config.data, config.hold_out), net)
 
     def network(self) -> nn.Module:
         return LatticeNet(self.config.options, mixed=self.config.mixed)
@@ -51,6 +76,8 @@ class LatticeTask:
         return [MAKERS[c.kind](generator(c.seed, n), self.scenes, c.options, extent) for n in numbers]
 
     def step(self, net: nn.Module, batch: list[Pair]) -> Step:
+        if self.judged_net is not None:
+            return Step(torch.stack([self._likelihood(cast(LatticeNet, net), pair) for pair in batch]).mean())
         losses, gains = [], []
         for pair in batch:
             r = residual(cast(LatticeNet, net), pair)
@@ -62,12 +89,27 @@ class LatticeTask:
                 gains.append(10 * math.log10(before / max(float(torch.mean(error.detach() ** 2)), 1e-20)))
         return Step(torch.stack(losses).mean(), {"gain_db_clean": sum(gains) / len(gains)} if gains else {})
 
+    def _likelihood(self, net: LatticeNet, pair: Pair) -> Tensor:
+        """Mean negative log-likelihood of the error under a Laplace distribution, up to a constant."""
+        assert self.judged_net is not None
+        with torch.no_grad():
+            error = _error(self.judged_net, pair).abs()
+        b = residual(net, pair)
+        return torch.mean(torch.log(b) + error / b)
+
     def judged(self, net: nn.Module) -> Judgement | None:
         del net
         return None
 
     def bundle(self, net: nn.Module, folder: Path, training: dict[str, Any]) -> ModelCard:
-        return write_bundle(cast(LatticeNet, net), self.config, self.scenes, folder, training)
+        trained = cast(LatticeNet, net)
+        if self.judged_net is None:
+            training["reached"] = reached(trained, self.config, self.scenes)
+        else:
+            with torch.no_grad():  # of a Laplace distribution the standard deviation is sqrt(2) b
+                trained.last.conv.weight.mul_(math.sqrt(2) * self.config.error_scale)
+            training["reached"] = covered(trained, self.judged_net, self.config, self.scenes)
+        return write_bundle(trained, self.config, folder, training)
 
 
 def residual(net: LatticeNet, pair: Pair) -> Tensor:
@@ -75,8 +117,15 @@ def residual(net: LatticeNet, pair: Pair) -> Tensor:
     maps = net(pair.coarse[None], pair.condition)
     weights = net.basis(pair.phases, pair.condition)
     if pair.columns is None:
-        return place_rows(maps, pair.rows, weights)[0]
-    return place_pixels(maps, pair.rows, pair.columns, weights[pair.phase_map].permute(2, 0, 1))[0]
+        made = place_rows(maps, pair.rows, weights)[0]
+    else:
+        made = place_pixels(maps, pair.rows, pair.columns, weights[pair.phase_map].permute(2, 0, 1))[0]
+    return made.abs() + LEAST_ERROR if net.options.positive else made
+
+
+def _error(net: LatticeNet, pair: Pair) -> Tensor:
+    """What a network's projected estimate is off."""
+    return pair.floor + pair.twin.unseen(residual(net, pair)) - pair.truth
 
 
 def _charbonnier(error: Tensor) -> Tensor:
@@ -90,7 +139,7 @@ def reached(net: LatticeNet, config: TrainingConfig, scenes: list[Scene]) -> dic
     with torch.inference_mode():
         for number in range(CHECKED):
             pair = MAKERS[config.kind](generator(config.seed, FRESH + number), scenes, config.options, extent)
-            error = pair.floor + pair.twin.unseen(residual(net, pair)) - pair.truth
+            error = _error(net, pair)
             before, after = (float(torch.mean(e**2)) for e in (pair.floor - pair.truth, error))
             if min(before, after) > 0:
                 gains[pair.clean].append(10 * math.log10(before / after))
@@ -102,9 +151,19 @@ def reached(net: LatticeNet, config: TrainingConfig, scenes: list[Scene]) -> dic
     return result
 
 
-def write_bundle(
-    net: LatticeNet, config: TrainingConfig, scenes: list[Scene], out: Path, training: dict[str, Any]
-) -> ModelCard:
+def covered(net: LatticeNet, judged_net: LatticeNet, config: TrainingConfig, scenes: list[Scene]) -> dict[str, float]:
+    """Share of the truth of CHECKED fresh pairs of the training scenes that lies in the interval of 90 %."""
+    within = []
+    with torch.inference_mode():
+        for number in range(CHECKED):
+            pair = MAKERS[config.kind](
+                generator(config.seed, FRESH + number), scenes, config.options, cast(int, config.extent)
+            )
+            within.append(float((_error(judged_net, pair).abs() <= WITHIN * residual(net, pair)).float().mean()))
+    return {"coverage_90": round(sum(within) / len(within), 3)}
+
+
+def write_bundle(net: LatticeNet, config: TrainingConfig, out: Path, training: dict[str, Any]) -> ModelCard:
     """The weights and their card in `out`; the first layer is made zero-sum."""
     first: nn.Parameter = net.first.conv.weight
     with torch.no_grad():
@@ -126,7 +185,7 @@ def write_bundle(
             "normalisation": "(x - median) / (99th - 1st percentile); only the noise's share depends on it",
             "sha256": hashlib.sha256((out / f"{stem}.safetensors").read_bytes()).hexdigest(),
             "weights_file": f"{stem}.safetensors",
-            "training": {**training, "reached": reached(net, config, scenes)},
+            "training": training,
             **config.card,
         },
         out,
