@@ -34,6 +34,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "precision": get_args(Precision),
     "kind": (*get_args(ToldKind), None),
     "consistency": (True, False),
+    "ensemble": (True, False),
+    "strict": (True, False),
 }
 """Options that have a few values only."""
 

@@ -18,6 +18,7 @@ from pipelines import interpolation
 from pipelines.degradation import Degradation, Profile, axis_matrix, width_in_fine
 from pipelines.grid import Box, Grid, Orientation, Placement, fine_length
 from pipelines.labels import Samples, refuse_labels
+from pipelines.likeness import statistics, unlike
 from pipelines.planning import Calibration, ChannelCalibration, Plan
 from pipelines.projection import EXPLAINED, stable_weight, stein_weight
 
@@ -84,7 +85,9 @@ def calibrate(plan: Plan, read: Callable[[Box], tuple[NDArray[np.floating], NDAr
         weight = _weight(plan, upright, number, v, m, sigma) if channel.project else 0.0
         scale = float(high - low) or 1.0
         refined = channel.treatment == "network" and (most_noise is None or sigma / scale <= most_noise)
-        channels.append(ChannelCalibration(float(middle), scale, sigma, method, weight, refined))
+        odd = unlike(statistics(v, m, scale), plan.card.typical) if refined else ""
+        refined = refined and not (odd and plan.strict)
+        channels.append(ChannelCalibration(float(middle), scale, sigma, method, weight, refined, odd))
     return Calibration(tuple(channels))
 
 

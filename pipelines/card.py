@@ -61,7 +61,8 @@ class ModelCard:
     blended, and what is made is not certified; bytes_per_sample: peak working bytes per coarse sample read and channel,
     bytes_fixed: what comes on top whatever the size; kmac_per_sample: thousand multiply-adds per fine sample computed
     and channel, of a network that is not counted by its options; sha256: of weights_file; figures: measured gains;
-    training: what it cost.
+    training: what it cost; typical: ranges of `likeness.statistics` met in training; contradiction: root mean square of
+    measured - degraded estimate before the projection, over the scale of the samples, that it rarely exceeded there.
     """
 
     name: str
@@ -91,6 +92,8 @@ class ModelCard:
     licence: str = "Apache-2.0"
     figures: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    typical: dict[str, Any] = field(default_factory=dict)
+    contradiction: float = 0.0
     notes: str = ""
     folder: Path | None = field(default=None, compare=False)
 
@@ -139,8 +142,9 @@ class ModelCard:
         data = self.to_json()
         for told in ("trained_on", "licence", "figures", "training", "notes", "error_model", *MEASURED):
             data.pop(told)
-        if self.estimates == "image":
-            data.pop("estimates")
+        for later, usual in (("estimates", "image"), ("typical", {}), ("contradiction", 0.0)):
+            if data[later] == usual:
+                data.pop(later)
         if self.local:  # as cards were before there were others
             data.pop("local")
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -57,6 +57,7 @@ def estimate(plan: Plan, cores: int, rates: Mapping[str, float]) -> Estimate:
     """What `plan` will take on idle cores. rates: of `read_rates`."""
     card = plan.card
     channels = sum(channel.treatment == "network" for channel in plan.channels)
+    channels *= mirrors(plan)
     work = channels * networks.multiply_adds(card, plan.cover(card))
     once = channels * networks.multiply_adds(card, cover(plan, card, plan.fine.shape))
     samples = math.prod(plan.fine.shape) * len(plan.channels)
@@ -78,7 +79,12 @@ def achieved(plan: Plan, calibration: Calibration, records: Iterable[Record]) ->
         seconds /= min(plan.threads, plan.tile_count)
     if not channels or seconds < LEAST_S:
         return None
-    return channels * networks.multiply_adds(plan.card, plan.cover(plan.card)) / seconds
+    return channels * mirrors(plan) * networks.multiply_adds(plan.card, plan.cover(plan.card)) / seconds
+
+
+def mirrors(plan: Plan) -> int:
+    """Images that a network sees of each tile."""
+    return int(2**plan.fine.ndim) if plan.ensemble else 1
 
 
 def read_rates(path: Path | None) -> dict[str, float]:

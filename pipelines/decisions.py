@@ -56,6 +56,8 @@ def resolve(
     _refuse_few_slices(header, places, card)
     _refuse_blur(header, request.told)
     _refuse_apart(places)
+    if request.ensemble:
+        _refuse_mirrors(card)
     plan = Plan(
         identity=identity,
         coarse=header.grid,
@@ -79,6 +81,8 @@ def resolve(
         writers=_count(request.writers, "writers"),
         device=request.device,
         precision=request.precision if card.network else "fp32",
+        ensemble=request.ensemble and bool(card.network),
+        strict=request.strict and bool(card.network),
         facts={name: asdict(fact) for name, fact in sorted(header.facts.items())},
         axes_named=header.anatomical_axes or tuple(header.grid.axes),
         slice_axis=header.slice_axis,
@@ -90,6 +94,16 @@ def resolve(
     if reference is not None:
         plan = replace(plan, warnings=(*plan.warnings, *_cut_ends(plan), *_beyond(plan)))
     return sizing.fitted(plan, card)
+
+
+def _refuse_mirrors(card: ModelCard) -> None:
+    """Raise UsageError if a mirror image would lie elsewhere on the grid of a network's strides or windows."""
+    if any(m != 1 for m in card.multiple_of) or not card.local:
+        raise UsageError(
+            what=f"{card.id} has no mean over mirror images",
+            why="its windows or strides lie on the grid of the image, and a mirror image is shifted there",
+            fix="leave --ensemble out, or choose another model",
+        )
 
 
 def _refuse_unchanged(places: Sequence[Placement]) -> None:

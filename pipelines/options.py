@@ -97,6 +97,8 @@ REQUEST_OPTIONS = (
         show_default=True,
         help="Of a network's body: bf16 is quicker where the processor has it, tf32 with CUDA.",
     ),
+    click.option("--ensemble", is_flag=True, help="Mean over mirror images: 4 (image) or 8 (volume) times the work."),
+    click.option("--strict", is_flag=True, help="The floor instead of a network that does not suit the input."),
     click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1."),
     click.option(
         "--nodata", metavar="VALUE", type=float, help="Value of invalid pixels, wins over the file (nan: none)."
@@ -152,7 +154,7 @@ def fields_of(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are fields of a Request."""
     names = ("scale", "spacing", "model", "kind", "slice_thickness", "degradation", "noise", "memory", "workers")
     return {
-        **{name: options[name] for name in (*names, "readers", "writers", "device", "precision")},
+        **{name: options[name] for name in (*names, "readers", "writers", "device", "precision", "ensemble", "strict")},
         "consistency": not options["no_consistency"],
     }
 

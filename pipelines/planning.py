@@ -62,8 +62,9 @@ class Plan:
 
     fine: the product's samples along the input's axes; orientation: what turns them onto the product's own axes, those
     of a reference. workers: processes, each with so many threads that compute; readers, writers: threads of each of
-    these. libraries: versions of those that compute the samples. kind: what the user says the channels are; overwrite:
-    that an existing output may be replaced.
+    these. ensemble: mean over mirror images; strict: the floor where a network does not suit a channel. libraries:
+    versions of those that compute the samples. kind: what the user says the channels are; overwrite: that an existing
+    output may be replaced.
     """
 
     identity: str
@@ -87,6 +88,8 @@ class Plan:
     readers: int = 1
     writers: int = 1
     precision: str = "fp32"
+    ensemble: bool = False
+    strict: bool = False
     libraries: dict[str, str] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     axes_named: tuple[str, ...] = ()
@@ -219,7 +222,9 @@ class Plan:
 class ChannelCalibration:
     """What one channel needed pixels for: centre, scale, noise_sigma in input units, weight `l` of the projection.
 
-    refined: whether the network adds its residual; not where there is more noise than it was trained for.
+    refined: whether the network adds its residual; not where there is more noise than it was trained for. unlike: what
+    of the samples is far from what it was trained on, '' if nothing is; contradicts: whether it was found to contradict
+    the input, and is left out.
     """
 
     centre: float
@@ -228,6 +233,8 @@ class ChannelCalibration:
     noise_method: str
     weight: float
     refined: bool = False
+    unlike: str = ""
+    contradicts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

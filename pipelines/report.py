@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pipelines.costs import achieved
 from pipelines.image import Header
+from pipelines.likeness import contradicts
 from pipelines.planning import Calibration, ChannelCalibration, ChannelPlan, Plan
 from pipelines.projection import EXPLAINED, Residual
 from pipelines.store import Record, write_whole
@@ -211,10 +212,22 @@ def _channel(
 
 def _warnings(made: Plan, calibration: Calibration, channels: Sequence[ChannelResult]) -> Iterator[str]:
     """What the calibration has found that a user should know."""
-    pairs = zip(made.channels, calibration.channels, strict=True)
-    floored = [c.name for c, n in pairs if c.treatment == "network" and not n.refined]
+    each = zip(made.channels, calibration.channels, strict=True)
+    pairs = [(c, n) for c, n in each if c.treatment == "network"]
+    floored = [c.name for c, n in pairs if not (n.refined or n.unlike or n.contradicts)]
     if floored:
         yield f"more noise than the network knows, made with the floor: {', '.join(floored)}"
+    for channel, own in pairs:
+        made_with = "" if own.refined else ", made with the floor"
+        if own.unlike:
+            yield f"{channel.name} is unlike what the network was trained on ({own.unlike}){made_with}"
+        if own.contradicts:
+            yield f"{channel.name}: before the projection the network contradicts the input{made_with}"
+    for result, own in zip(channels, calibration.channels, strict=True):
+        before, most = result.rmse_before or 0.0, made.card.contradiction
+        if own.refined and contradicts(before, own.noise_sigma, own.scale, most):
+            text = f"in training by up to {most * own.scale:.3g}; --strict leaves the network out"
+            yield f"{result.name}: before the projection the network contradicts the input by {before:.3g}, {text}"
     projected = [(n.over_noise or 0.0, n.name) for n, c in zip(channels, made.channels, strict=True) if c.project]
     worst, name = max(projected, default=(0.0, ""))
     if worst > EXPLAINED:

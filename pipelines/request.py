@@ -34,6 +34,8 @@ class Request:
     writers: int | None = None
     device: Device = "auto"
     precision: Precision = "fp32"
+    ensemble: bool = False
+    strict: bool = False
 
     @property
     def told(self) -> Told:

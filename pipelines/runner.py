@@ -103,6 +103,8 @@ def upscale(
     writers: int | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
+    ensemble: bool = False,
+    strict: bool = False,
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
     work: str | Path | None = None,
@@ -122,6 +124,7 @@ def upscale(
     asked = Request(scale=scale, spacing=spacing, model=model, kind=kind, noise=noise, consistency=consistency)
     asked = replace(asked, slice_thickness=slice_thickness, degradation=degradation, device=device, precision=precision)
     asked = replace(asked, memory=memory, workers=workers, readers=readers, writers=writers)
+    asked = replace(asked, ensemble=ensemble, strict=strict)
     job = Job(
         str(source) if isinstance(source, (str, Path)) else "",
         str(output),
@@ -392,6 +395,7 @@ def upscale_array(
     workers: int | None = None,
     device: Device = "auto",
     precision: Precision = "fp32",
+    ensemble: bool = False,
     work: Path | None = None,
 ) -> NDArray[np.floating]:
     """Fine samples (c, *fine) of an array (c, *shape) or (*shape); NaN where invalid. The engine of `upscale`."""
@@ -414,6 +418,7 @@ def upscale_array(
         workers=workers,
         device=device,
         precision=precision,
+        ensemble=ensemble,
     )
     if not np.isfinite(samples).all():
         header = replace(header, may_have_invalid=True)

@@ -245,7 +245,7 @@ def describe_plan(plan: Plan, cost: Estimate | None = None) -> str:
             f"faces    {_faces(plan)}",
             f"facts    {'; '.join(origins) or 'none'}",
             f"tiles    {tiles} of {in_axes(plan.shard)} fine samples, {plan.recomputed:.0%} more at their edges",
-            f"engine   {staff}, device {plan.device}, {plan.precision}",
+            f"engine   {staff}, device {plan.device}, {plan.precision}{', mirrored' * plan.ensemble}",
             f"network  {_work(cost)}",
             f"time     {_time(cost)}",
             f"memory   {bytes_text(plan.predicted_bytes)} of {bytes_text(plan.memory_bytes)}",

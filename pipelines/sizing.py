@@ -153,7 +153,8 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
     if card.network:  # its samples, normalised in float64, then its features; its residuals stay for the projection
         features = 0.0 if plan.device == "cuda" else card.bytes_per_sample * read + card.bytes_fixed
         features = max((8 + item) * channels * read, FRAGMENTED * features)
-        tile = 4 * channels * estimate + max(4 * channels * read + int(features), projection)
+        mirrored = 4 * channels * (read + 2 * estimate) if plan.ensemble else 0  # turned, made, and the sum
+        tile = 4 * channels * estimate + max(4 * channels * read + mirrored + int(features), projection)
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
     tiles = math.prod(len(axis) for axis in pieces)

@@ -20,8 +20,10 @@ from pipelines.filling import fill_invalid
 from pipelines.flow import TileWork, run_tiles
 from pipelines.grid import Box
 from pipelines.image import Header, Source, TurnedSource
-from pipelines.planning import Plan
+from pipelines.likeness import contradicts
+from pipelines.planning import Calibration, Plan
 from pipelines.product import StoredProduct, field_of_view
+from pipelines.projection import Residual
 from pipelines.report import Stopwatch, peak_bytes
 from pipelines.sizing import CHUNK
 from pipelines.spreading import SpreadSource
@@ -213,11 +215,33 @@ def _calibrate(store: Store, made: Plan, stopped: Callable[[], bool]) -> None:
             values = np.asarray(samples[index])
             return values, np.ones(values.shape, bool) if mask is None else np.asarray(mask[index], bool)
 
-        store.write_json("calibration.json", {"run": made.run_hash, **calibrate(made, read).to_json()})
+        found = calibrate(made, read)
         shutil.rmtree(store.fine, ignore_errors=True)
+        if made.strict and made.card.contradiction:
+            found = _without_contradiction(store, made, found)
+        store.write_json("calibration.json", {"run": made.run_hash, **found.to_json()})
+    _create_fine(store, made)
+
+
+def _create_fine(store: Store, made: Plan) -> None:
     if not (store.fine / "samples" / "zarr.json").exists():
         chunk = CHUNK[made.fine.ndim]
         store.create_fine((len(made.channels), *made.fine.shape), (chunk,) * made.fine.ndim, made.shard, made.working)
+
+
+def _without_contradiction(store: Store, made: Plan, found: Calibration) -> Calibration:
+    """The network left out of channels whose estimate it makes contradict the input, tried on the middle tile."""
+    store.write_json("calibration.json", {"run": "", **found.to_json()})  # not yet that of the run
+    _create_fine(store, made)
+    worker = Worker(store.folder, device=made.device, threads=_threads(made))
+    tile = worker.cover[len(worker.cover) // 2]
+    _, record = worker.compute(tile, worker.read(tile))
+    channels = []
+    for own, before in zip(found.channels, record.before, strict=True):
+        rms = Residual(*before).rms
+        odd = own.refined and contradicts(rms, own.noise_sigma, own.scale, made.card.contradiction)
+        channels.append(replace(own, refined=own.refined and not odd, contradicts=odd))
+    return Calibration(tuple(channels))
 
 
 def make_tiles(

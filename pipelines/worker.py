@@ -23,6 +23,7 @@ from pipelines.degradation import Degradation, Profile, along
 from pipelines.errors import StoreError, TruescaleError, UsageError
 from pipelines.grid import Box, Placement
 from pipelines.networks import Condition, Predictor, load
+from pipelines.networks.ensemble import Ensemble
 from pipelines.planning import Calibration, Plan, libraries, solved
 from pipelines.projection import Residual, Solver, Spectrum
 from pipelines.sizing import SPECTRA_BYTES, process_bytes
@@ -73,7 +74,8 @@ class Worker:
         """The network, loaded once; None for interpolations."""
         if not self.card.network:
             return None
-        return load(self.card, device=self._device, threads=self._threads, precision=self.plan.precision)
+        network = load(self.card, device=self._device, threads=self._threads, precision=self.plan.precision)
+        return Ensemble(network) if self.plan.ensemble else network
 
     def read(self, tile: Tile) -> Window:
         """The coarse samples that a tile needs, inside the image."""

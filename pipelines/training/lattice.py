@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from pipelines import card as cards
 from pipelines.card import ModelCard
 from pipelines.errors import UsageError
+from pipelines.likeness import ranges, statistics
 from pipelines.networks.lattice import LatticeNet, place_pixels, place_rows
 from pipelines.networks.shape import LEAST_ERROR, LatticeOptions
 from pipelines.networks.weights import fill
@@ -102,14 +104,15 @@ class LatticeTask:
         return None
 
     def bundle(self, net: nn.Module, folder: Path, training: dict[str, Any]) -> ModelCard:
-        trained = cast(LatticeNet, net)
+        trained, told = cast(LatticeNet, net), {}
         if self.judged_net is None:
             training["reached"] = reached(trained, self.config, self.scenes)
+            told = met(trained, self.config, self.scenes)
         else:
             with torch.no_grad():  # of a Laplace distribution the standard deviation is sqrt(2) b
                 trained.last.conv.weight.mul_(math.sqrt(2) * self.config.error_scale)
             training["reached"] = covered(trained, self.judged_net, self.config, self.scenes)
-        return write_bundle(trained, self.config, folder, training)
+        return write_bundle(trained, self.config, folder, training, told)
 
 
 def residual(net: LatticeNet, pair: Pair) -> Tensor:
@@ -163,8 +166,28 @@ def covered(net: LatticeNet, judged_net: LatticeNet, config: TrainingConfig, sce
     return {"coverage_90": round(sum(within) / len(within), 3)}
 
 
-def write_bundle(net: LatticeNet, config: TrainingConfig, out: Path, training: dict[str, Any]) -> ModelCard:
-    """The weights and their card in `out`; the first layer is made zero-sum."""
+def met(net: LatticeNet, config: TrainingConfig, scenes: list[Scene]) -> dict[str, Any]:
+    """What CHECKED fresh pairs of the training scenes are like, for the card: `likeness.statistics`, contradiction."""
+    found, contradictions = [], []
+    with torch.inference_mode():
+        for number in range(CHECKED):
+            pair = MAKERS[config.kind](
+                generator(config.seed, FRESH + number), scenes, config.options, cast(int, config.extent)
+            )
+            seen = pair.coarse[len(pair.coarse) // 2].numpy()
+            found.append(statistics(seen, np.ones(seen.shape, bool), 1.0))
+            if pair.clean:  # with noise an estimate must not agree with it
+                raw = pair.cubic + residual(net, pair)
+                off = pair.twin.forward(raw - pair.floor)
+                contradictions.append(float(torch.sqrt(torch.mean(off**2))))
+    most = float(np.quantile(contradictions, 0.99)) if contradictions else 0.0
+    return {"typical": ranges(found), "contradiction": round(most, 5)}
+
+
+def write_bundle(
+    net: LatticeNet, config: TrainingConfig, out: Path, training: dict[str, Any], told: Mapping[str, Any] | None = None
+) -> ModelCard:
+    """The weights and their card in `out`; the first layer is made zero-sum. told: more of its fields."""
     first: nn.Parameter = net.first.conv.weight
     with torch.no_grad():
         first.sub_(first.mean(dim=(1, 2, 3), keepdim=True))
@@ -187,6 +210,7 @@ def write_bundle(net: LatticeNet, config: TrainingConfig, out: Path, training: d
             "weights_file": f"{stem}.safetensors",
             "training": training,
             **config.card,
+            **(told or {}),
         },
         out,
     )
