@@ -95,7 +95,7 @@ class LatticeTask:
         """Mean negative log-likelihood of the error under a Laplace distribution, up to a constant."""
         assert self.judged_net is not None
         with torch.no_grad():
-            error = _error(self.judged_net, pair).abs()
+            error = error_of(self.judged_net, pair).abs()
         b = residual(net, pair)
         return torch.mean(torch.log(b) + error / b)
 
@@ -126,7 +126,7 @@ def residual(net: LatticeNet, pair: Pair) -> Tensor:
     return made.abs() + LEAST_ERROR if net.options.positive else made
 
 
-def _error(net: LatticeNet, pair: Pair) -> Tensor:
+def error_of(net: LatticeNet, pair: Pair) -> Tensor:
     """What a network's projected estimate is off."""
     return pair.floor + pair.twin.unseen(residual(net, pair)) - pair.truth
 
@@ -142,7 +142,7 @@ def reached(net: LatticeNet, config: TrainingConfig, scenes: list[Scene]) -> dic
     with torch.inference_mode():
         for number in range(CHECKED):
             pair = MAKERS[config.kind](generator(config.seed, FRESH + number), scenes, config.options, extent)
-            error = _error(net, pair)
+            error = error_of(net, pair)
             before, after = (float(torch.mean(e**2)) for e in (pair.floor - pair.truth, error))
             if min(before, after) > 0:
                 gains[pair.clean].append(10 * math.log10(before / after))
@@ -162,7 +162,7 @@ def covered(net: LatticeNet, judged_net: LatticeNet, config: TrainingConfig, sce
             pair = MAKERS[config.kind](
                 generator(config.seed, FRESH + number), scenes, config.options, cast(int, config.extent)
             )
-            within.append(float((_error(judged_net, pair).abs() <= WITHIN * residual(net, pair)).float().mean()))
+            within.append(float((error_of(judged_net, pair).abs() <= WITHIN * residual(net, pair)).float().mean()))
     return {"coverage_90": round(sum(within) / len(within), 3)}
 
 

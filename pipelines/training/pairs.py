@@ -44,6 +44,19 @@ SHORTEST = 96
 """Bands with fewer samples on a side than this are not used."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """The one sensor that a scan is trained for, instead of many drawn at random. scale: coarse over fine spacing.
+
+    profile: its blur on the axes that it makes coarse, a width in slices of 1 mm where it is a length; noise: standard
+    deviation over the range. Of a volume the last axis holds the thick slices: planes are whole slices of it.
+    """
+
+    scale: Fraction
+    profile: Profile
+    noise: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     """A fine image in memory: (channel, *axes), scaled to about 0..1; thick_axes: those that may be made coarse."""
@@ -53,6 +66,7 @@ class Scene:
     thick_axes: tuple[int, ...]
     weight: float
     magnitude: bool = True
+    sensor: Sensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,20 +161,25 @@ def volume_pair(rng: np.random.Generator, scenes: Sequence[Scene], options: Latt
     scene = draw_scene(rng, scenes)
     axis = int(rng.choice(scene.thick_axes))
     across = [a for a in range(3) if a != axis]
-    rng.shuffle(across)
+    if scene.sensor is None:
+        rng.shuffle(across)
     volume = scene.samples[0].transpose(axis, *across)
-    scale, ratio = _draw_slices(rng)
+    scale, ratio = _draw_slices(rng) if scene.sensor is None else (scene.sensor.scale, Fraction(1))
     coarse = max(3, min(int(volume.shape[0] / scale), int(extent / scale), 36))
     fine = fine_length(coarse, scale)
     while fine > volume.shape[0]:
         coarse -= 1
         fine = fine_length(coarse, scale)
     block, margin = _draw_block(rng, volume, fine, extent, options)
-    block = _recontrast(rng, block)
     place = Placement(coarse, fine, scale, (scale - 1) / 2 + (fine - coarse * scale) / 2)
-    true, told, fwhm = _draw_profiles(rng, place, float(ratio * scale))
+    if scene.sensor is None:
+        block = _recontrast(rng, block)
+        true, told, fwhm = _draw_profiles(rng, place, float(ratio * scale))
+        sigma = _draw_noise(rng, 0.04)
+    else:
+        fwhm, sigma = scene.sensor.profile.fwhm_coarse(1.0, millimetres=True), scene.sensor.noise
+        true = told = axis_matrix(place, scene.sensor.profile, fwhm * float(scale))
     measured = (true @ block.reshape(fine, -1)).reshape(coarse, *block.shape[1:])
-    sigma = _draw_noise(rng, 0.04)
     if sigma > 0:
         noise = rng.normal(0.0, sigma, (2, *measured.shape))
         measured = np.hypot(measured + noise[0], noise[1]) if scene.magnitude else measured + noise[0]
@@ -193,22 +212,22 @@ def raster_pair(rng: np.random.Generator, scenes: Sequence[Scene], options: Latt
     """A window of one band. extent: coarse samples of a side at most."""
     scene = draw_scene(rng, scenes)
     band = scene.samples[int(rng.integers(len(scene.samples)))]
-    scale = Fraction(int(rng.choice([4, 4, 4, 4, 4, 4, 4, 6, 8, 8, int(rng.integers(4, 9))])), 2)
+    scale = scene.sensor.scale if scene.sensor else _draw_scale(rng)
     coarse = [min(int(n / scale), extent) for n in band.shape]
     fine = [fine_length(m, scale) for m in coarse]
     coarse = [m - (f > n) for m, f, n in zip(coarse, fine, band.shape, strict=True)]
     fine = [fine_length(m, scale) for m in coarse]
     truth = _draw_window(rng, band, fine)
-    if rng.random() < 0.3:
+    if scene.sensor is None and rng.random() < 0.3:
         truth = 1.0 - truth if rng.random() < 0.3 else np.maximum(truth, 0.0) ** np.exp(rng.uniform(-0.4, 0.4))
     places = [
         Placement(m, n, scale, (scale - 1) / 2 + (n - m * scale) / 2) for m, n in zip(coarse, truth.shape, strict=True)
     ]
-    told_mtf, true_mtf = _draw_mtf(rng)
+    told_mtf, true_mtf = (scene.sensor.profile,) * 2 if scene.sensor else _draw_mtf(rng)
     told = tuple(axis_matrix(p, told_mtf) for p in places)
     true = tuple(axis_matrix(p, true_mtf) for p in places)
     measured = Degradation(tuple(coarse), truth.shape, true).forward(truth)
-    sigma = _draw_noise(rng, 0.08)
+    sigma = scene.sensor.noise if scene.sensor else _draw_noise(rng, 0.08)
     if sigma > 0:
         measured = measured + rng.normal(0.0, sigma, measured.shape)
     degradation = Degradation(tuple(coarse), truth.shape, told)
@@ -247,6 +266,11 @@ def distinct_phases(rows: Sequence[Fraction], columns: Sequence[Fraction]) -> tu
     y = torch.tensor([ys.index(p) for p in rows])
     x = torch.tensor([xs.index(p) for p in columns])
     return table.float(), y[:, None] * len(xs) + x
+
+
+def _draw_scale(rng: np.random.Generator) -> Fraction:
+    """Of a raster: most often 2."""
+    return Fraction(int(rng.choice([4, 4, 4, 4, 4, 4, 4, 6, 8, 8, int(rng.integers(4, 9))])), 2)
 
 
 def _draw_slices(rng: np.random.Generator) -> tuple[Fraction, Fraction]:
