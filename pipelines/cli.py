@@ -250,7 +250,9 @@ def finish(work: Path, as_json: bool, quiet: bool) -> None:
 @click.option("--overwrite", is_flag=True, hidden=True)
 @click.option("--resume", is_flag=True, hidden=True)
 def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: Any) -> None:
-    """Say what `upscale` would do with the same arguments: grids, model, degradation, tiles, memory. Reads no pixel.
+    """Say what `upscale` would do with the same arguments: grids, model, degradation, tiles, memory.
+
+    Reads no pixel, but for --slice-thickness auto where the header has none.
 
     truescale plan t2_axial.nii.gz t2_iso.nii.gz --spacing 1 --json
     """
@@ -274,6 +276,7 @@ def plan(source: Path, output: Path, overwrite: bool, resume: bool, **options: A
 @click.option("--bands", metavar="1,2,3", help="Bands of a raster, counted from 1.")
 @click.option("--nodata", metavar="VALUE", type=float)
 @kind_option
+@click.option("--slice-thickness", type=click.Choice(["auto"]), help="Read samples too: estimate it from them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def inspect(source: Path, bands: str | None, as_json: bool, **options: Any) -> None:
     """Say what INPUT is: grid, spacing, thickness and where it came from, channels, problems.

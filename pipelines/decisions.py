@@ -157,7 +157,8 @@ def _warnings(
     if axis is not None and places[axis].changed and request.told == Told():
         thickness = header.facts.get("thickness_mm")
         if thickness and thickness.origin == "assumed" and not any("thickness" in w for w in warnings):
-            warnings.append("the slice thickness is assumed to equal the slice spacing; tell it with --slice-thickness")
+            ways = "give --slice-thickness MM, or auto to estimate it"
+            warnings.append(f"the slice thickness is assumed to equal the slice spacing; {ways}")
     if card.caution:
         warnings.append(card.caution)
     return tuple(warnings)

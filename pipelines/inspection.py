@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import formats
+from pipelines import formats, thickness
 from pipelines.calibration import ROUNDING, noise_sigma, window_samples
 from pipelines.degradation import Degradation, Profile
 from pipelines.errors import InputError, UsageError
@@ -47,10 +47,12 @@ def inspect(
     bands: Sequence[int] | None = None,
     nodata: float | None = None,
     kind: ToldKind | None = None,
+    slice_thickness: Literal["auto"] | None = None,
 ) -> dict[str, Any]:
     """Everything the header says, as plain values.
 
     pixels: also the valid fraction, range and noise per channel, and what the samples say against the header.
+    slice_thickness: 'auto' for what the samples say of it, whatever the header does. Raises InputError if nothing.
     """
     with formats.open_source(path, bands=tuple(bands) if bands else None, nodata=nodata, kind=kind) as source:
         header = source.header.of_kind(kind)
@@ -78,6 +80,8 @@ def inspect(
             "facts": {name: asdict(fact) for name, fact in header.facts.items()},
             "problems": list(header.problems),
         }
+        if slice_thickness:
+            found["slice_thickness"] = asdict(thickness.of_source(source))
         if pixels:
             found["pixels"], further = _pixels(source, kind)
             found["problems"] += further
@@ -177,11 +181,14 @@ def check(
     """Residual of INPUT minus the degraded PRODUCT: per channel, and per slice of a volume or square of an image.
 
     Samples next to a hole see a part of their surroundings only: `beside_holes` counts them apart. A channel is
-    `explained` up to its `bound`; bands: None for those that the report beside the product names.
+    `explained` up to its `bound`; bands: None for those that the report beside the product names, and a slice thickness
+    that its run estimated is taken from there too.
 
     Raises UsageError if the two do not have the same channels, GeometryError if their grids do not fit.
     """
     noise = parse_noise(noise)
+    if slice_thickness is None and degradation is None:
+        slice_thickness = _estimated_thickness(Path(product))
     said = Told(Profile.parse(degradation) if degradation else None, slice_thickness)
     told = {"nodata": nodata, "slice_thickness": slice_thickness, "kind": kind}
     chosen = tuple(bands) if bands else _reported_bands(Path(product), Path(against))
@@ -255,20 +262,33 @@ class _InOrder(Source):
 
 def _reported_bands(product: Path, against: Path) -> tuple[int, ...] | None:
     """The bands of a raster that the report beside a product says it was made from; None without one."""
-    report = report_path(product)
-    if not report.is_file() or formats.kind_of(against) != "raster":
+    if formats.kind_of(against) != "raster":
         return None
-    try:
-        fact = json.loads(report.read_text())["facts"].get("bands")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            what=f"'{report.name}' is damaged", why="it names the bands of the product", fix="remove it, give --bands"
-        ) from error
+    fact = _reported(product, "bands", "it names the bands of the product", "remove it, give --bands")
     if not fact:
         return None
     chosen = tuple(int(n) for n in fact["value"].split(","))
     with formats.open_source(against) as source:  # another file of the same bands is matched by their names
         return chosen if max(chosen) <= len(source.header.channels) else None
+
+
+def _estimated_thickness(product: Path) -> float | None:
+    """The slice thickness [mm] that the run estimated, as the report beside its product says; None if it did not."""
+    why = "it says how thick the slices were taken to be"
+    fact = _reported(product, "thickness_mm", why, "remove it, give --slice-thickness")
+    return float(fact["value"]) if fact and fact["origin"] == "estimated" else None
+
+
+def _reported(product: Path, name: str, why: str, fix: str) -> dict[str, Any] | None:
+    """A fact of the report beside a product; None without one. Raises InputError (why, fix) if it is damaged."""
+    report = report_path(product)
+    if not report.is_file():
+        return None
+    try:
+        fact: dict[str, Any] | None = json.loads(report.read_text())["facts"].get(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(what=f"'{report.name}' is damaged", why=why, fix=fix) from error
+    return fact
 
 
 def _order(made: Header, given: Header) -> list[int]:

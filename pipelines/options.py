@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+class Millimetres(click.ParamType[Any]):
+    """A number of millimetres, or 'auto'."""
+
+    name = "mm"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else click.FLOAT.convert(value, param, ctx)
+
+
 memory_option = click.option(
     "--memory", metavar="4GB", default="4GB", show_default=True, help="Budget that tiles are sized for."
 )
@@ -64,7 +73,12 @@ REQUEST_OPTIONS = (
         "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
     ),
     kind_option,
-    click.option("--slice-thickness", metavar="MM", type=float, help="Wins over the file's header."),
+    click.option(
+        "--slice-thickness",
+        metavar="MM|auto",
+        type=Millimetres(),
+        help="Wins over the file's header; auto: estimated from the samples if the header has none.",
+    ),
     click.option(
         "--degradation",
         metavar="NAME",

@@ -24,7 +24,7 @@ class Request:
     spacing: str | float | None = None
     model: str | None = None
     kind: ToldKind | None = None
-    slice_thickness: float | None = None
+    slice_thickness: float | Literal["auto"] | None = None
     degradation: str | None = None
     noise: str | float = "auto"
     consistency: bool = True
@@ -39,11 +39,28 @@ class Request:
 
     @property
     def told(self) -> Told:
-        """What the user says about the degradation."""
-        if self.slice_thickness is not None and not 0 < self.slice_thickness < math.inf:
-            raise UsageError(what=f"a slice thickness of {self.slice_thickness} mm is not positive")
+        """What the user says about the degradation; of a thickness of 'auto' nothing: the header has it by then."""
         profile = Profile.parse(self.degradation) if self.degradation else None
-        return Told(profile, self.slice_thickness)
+        if self.slice_thickness == "auto":
+            if profile is not None:
+                raise UsageError(
+                    what="a slice thickness of 'auto' and a degradation contradict each other",
+                    why="the degradation says how thick the slices are",
+                    fix="give one of them",
+                )
+            return Told()
+        return Told(profile, parse_thickness(self.slice_thickness))
+
+
+def parse_thickness(thickness: object) -> float | None:
+    """A slice thickness [mm], or None if none was told. Raises UsageError."""
+    if thickness is None:
+        return None
+    if isinstance(thickness, str) or not isinstance(thickness, int | float):
+        raise UsageError(what=f"a slice thickness of '{thickness}' is no number", fix="give millimetres, or auto")
+    if not 0 < thickness < math.inf:
+        raise UsageError(what=f"a slice thickness of {thickness} mm is not positive")
+    return thickness
 
 
 def parse_noise(noise: str | float) -> str | float:

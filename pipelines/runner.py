@@ -10,13 +10,14 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipelines import card as cards
-from pipelines import decisions, formats, sizing
+from pipelines import decisions, formats, sizing, thickness
 from pipelines.delivery import finished, tidy
 from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
 from pipelines.grid import Box, Factor, Grid
@@ -70,11 +71,16 @@ def version() -> str:
 
 
 def plan(source: Source, request: Request, *, like: Grid | None = None, paths: Paths | None = None) -> Plan:
-    """What would happen, without reading a pixel or writing a byte. like: of `formats.grid_of`."""
+    """What would happen, without writing a byte. like: of `formats.grid_of`.
+
+    No pixel is read, but for a slice thickness of 'auto' where the header has none: then a bounded part of them.
+    """
     if like is not None:
         like = like.joining(source.header.grid).anonymous()
     # a plan is kept and shown: nothing in it leads to a patient
     header = replace(source.header, grid=source.header.grid.anonymous()).of_kind(request.kind)
+    if request.slice_thickness == "auto" and request.told == Told():
+        header = thickness.told_by_samples(source, header)
     made = decisions.resolve(header, source.identity, request, reference=like, cores=cores(), version=version())
     if paths is not None:
         header = product_header(header, made).turned(made.orientation)
@@ -93,7 +99,7 @@ def upscale(
     like: str | Path | None = None,
     model: str | None = None,
     kind: ToldKind | None = None,
-    slice_thickness: float | None = None,
+    slice_thickness: float | Literal["auto"] | None = None,
     degradation: str | None = None,
     noise: str | float = "auto",
     consistency: bool = True,
@@ -148,7 +154,7 @@ def upscale(
 
 
 def planned(job: Job) -> Plan:
-    """What a job would do, without reading a pixel or writing a byte."""
+    """What a job would do, without writing a byte."""
     with job.open() as opened:
         like = formats.grid_of(job.like) if job.like else None
         return plan(opened, job.request, like=like, paths=job.paths)

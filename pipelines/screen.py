@@ -397,6 +397,12 @@ def describe_header(found: dict[str, Any]) -> str:
         f"blur     {found['degradation']}",
     ]
     lines += [_fact_text(f"{n:<8}", f) for n, f in found["facts"].items() if f["value"] is not None]
+    if t := found.get("slice_thickness"):
+        ways = " and ".join(f"{mm:.3g}" for mm in t["by_axis_mm"])
+        lines.append(
+            f"slices   {t['mm']:.3g} mm thick by the samples (90 %: {t['low_mm']:.3g} to {t['high_mm']:.3g}; "
+            f"in-plane axes alone: {ways})"
+        )
     for p in found.get("pixels", []):
         lines.append(
             f"pixels   {p['channel']}: valid {p['valid_fraction']:.4f}, range {_number(p['minimum'])} to "

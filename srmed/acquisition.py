@@ -61,7 +61,7 @@ def acquisition(grid: Grid, slice_axis: int, stated: Stated) -> Acquisition:
         thickness, origin = spacing, "assumed"
         problems.append(
             f"the slice thickness is not known: {thickness:.6g} mm, the slice spacing, is assumed (no gap); "
-            "pass --slice-thickness MM if the slices are thinner or overlap"
+            "pass --slice-thickness MM if the slices are thinner or overlap, or auto to estimate it from the samples"
         )
     low, high = THICKNESS_OVER_SPACING
     if not low <= thickness / spacing <= high:
