@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +92,22 @@ def truescale(debug: bool) -> None:
     type=click.Path(path_type=Path),
     help="A second product: the standard deviation of each sample of OUTPUT.",
 )
+@click.option(
+    "--adapt",
+    is_flag=True,
+    help="First train the network on the input itself; kept if better on a part held back. Also: --model self.",
+)
+@click.option(
+    "--adapt-seconds", metavar="S", type=click.FloatRange(1), default=300.0, show_default=True, help="Time for that."
+)
 @replacing_options
 @cluster_option
 def upscale(
     source: Path,
     output: Path,
     uncertainty: Path | None,
+    adapt: bool,
+    adapt_seconds: float,
     overwrite: bool,
     resume: bool,
     cluster: str | None,
@@ -121,9 +131,18 @@ def upscale(
     warned: list[str] = []
     plans: list[Plan] = []
     job = job_of(source, output, overwrite, resume, options)
-    jobs = [job, *([runner.of_errors(job, str(uncertainty))] if uncertainty else [])]
     reports = []
     with stoppable() as stopped, Screen(quiet=options["quiet"]) as screen:
+        if adapt or options["model"] == "self":
+            from pipelines.training import adapting
+
+            folder = output.with_name(f"{output.name}.adapted")
+            adapted = adapting.adapt(
+                job, adapt_seconds, folder, resume=resume, progress=screen.progress, stopped=stopped
+            )
+            screen.say(f"adapt    {adapted.told()}")
+            job = replace(job, request=replace(job.request, model=adapted.card.path))
+        jobs = [job, *([runner.of_errors(job, str(uncertainty))] if uncertainty else [])]
         for own in jobs:
             report = runner.carry_out(
                 own,

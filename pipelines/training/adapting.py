@@ -9,6 +9,7 @@ was learned is kept only if it is better there.
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from pipelines.job import Job
 from pipelines.networks.lattice import LatticeNet
 from pipelines.networks.weights import fill
 from pipelines.planning import Plan
+from pipelines.store import write_whole
 from pipelines.training.config import TrainingConfig
 from pipelines.training.lattice import LatticeTask, error_of, write_bundle
 from pipelines.training.pairs import MAKERS, Pair, Scene, Sensor, generator
@@ -47,11 +49,14 @@ LOOKS = 5
 """Looks at the part held back, after equal times."""
 
 PATIENCE = 2
-"""Looks without a gain after which the training ends."""
+"""Looks without a gain after which the training of a trained network ends."""
 
 HELD_OUT_PAIRS = 16
 FIRST_HELD_OUT = 2**40
 """Number of the first of them: no training gets there."""
+
+WARM_UP = 20
+"""Steps in which the rate rises."""
 
 LEAST_GAIN_DB = 0.02
 """On the part held back; less is chance."""
@@ -69,6 +74,10 @@ SMALL = {
 """Networks that learn from one scan alone."""
 
 
+OUTCOME = "outcome.json"
+"""In the folder of a bundle: what came of the training, for the call that goes on with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Adapted:
     """What came of it. card: the model to use; gain_db: over the start on the part held back; kept: if it is new."""
@@ -79,20 +88,30 @@ class Adapted:
     steps: int
     seconds: float
 
+    def told(self) -> str:
+        """One line for people."""
+        if not self.steps:
+            return f"taken over: {self.card.id if self.card.network else self.card.name}"
+        what = f"{self.steps} steps in {self.seconds:.0f} s, {self.gain_db:+.2f} dB on the part of the scan held back"
+        return what if self.kept else f"{what}: not kept, {self.card.id if self.card.network else self.card.name} stays"
+
 
 def adapt(
     job: Job,
     seconds: float,
     folder: Path,
     *,
+    resume: bool = False,
+    most_steps: int | None = None,
     progress: Progress = lambda _stage, _done, _all: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Adapted:
     """Train the network of a job for `seconds` on the job's own input and write its bundle to `folder`.
 
-    The job's model `self` begins with an untrained network. What is not better than the start on the part held back is
-    not kept; the start, or the floor, stays. The time bounds the training, so two calls differ: the bundle is what
-    makes a product again. Raises ModelError where there is nothing to adapt, and what planning raises.
+    resume: take over what an earlier call has written there for the same input and start; most_steps: end after so
+    many, which gives the same weights each time if the time suffices. The job's model `self` begins with an untrained
+    network. What is not better than the start on the part held back is not kept; the start, or the floor, stays. Raises
+    ModelError where there is nothing to adapt, and what planning raises.
     """
     began = time.monotonic()
     alone = job.request.model == SELF
@@ -104,6 +123,13 @@ def adapt(
             why="only networks of the lattice family do",
             fix="use --model self, or a lattice network",
         )
+    asked: dict[str, object] = {
+        "of": made.identity,
+        "start": start.digest,
+        "degradation": [list(c.spec) for c in made.channels],
+    }
+    if resume and (before_card := _taken_over(folder, asked, start)):
+        return Adapted(before_card, 0.0, kept=before_card is not start, steps=0, seconds=0.0)
     kind = "volumes" if made.fine.ndim == 3 else "rasters"
     with job.open() as opened:
         learned, held = scenes_of(opened, made, kind)
@@ -112,17 +138,29 @@ def adapt(
     if not alone:
         fill(net, start)
     before = gain_db(net, held, config)
-    best, steps = _trained(
-        net, learned, held, config, before, began + seconds, RATE * (1 + 6 * alone), progress, stopped
-    )
-    after, weights = best
-    if after < before + LEAST_GAIN_DB:
-        return Adapted(start, after - before, kept=False, steps=steps, seconds=time.monotonic() - began)
-    net.load_state_dict(weights)
-    told = {"steps": steps, "seconds": round(time.monotonic() - began), "of": made.identity, "start": start.id}
-    told |= {"gain_db_held_back": round(after - before, 3)}
-    card = write_bundle(net.eval(), config, folder, told)
-    return Adapted(card, after - before, kept=True, steps=steps, seconds=time.monotonic() - began)
+    rate, bounds = FROM_NOTHING_RATE if alone else RATE, (began + seconds, most_steps)
+    (after, weights), steps = _trained(net, learned, held, config, before, bounds, rate, progress, stopped)
+    kept, card = after >= before + LEAST_GAIN_DB, start
+    passed = time.monotonic() - began
+    folder.mkdir(parents=True, exist_ok=True)
+    if kept:
+        net.load_state_dict(weights)
+        told = {"steps": steps, "seconds": round(passed), "start": start.id}
+        card = write_bundle(net.eval(), config, folder, {**told, "gain_db_held_back": round(after - before, 3)})
+    write_whole(folder / OUTCOME, json.dumps({**asked, "card": f"{card.id}.json" if kept else ""}) + "\n")
+    return Adapted(card, after - before, kept=kept, steps=steps, seconds=passed)
+
+
+def _taken_over(folder: Path, asked: dict[str, object], start: ModelCard) -> ModelCard | None:
+    """What an earlier call ended with; None if there is none, or of something else."""
+    try:
+        found = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+        name = found.pop("card")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    if found != asked:
+        return None
+    return ModelCard.read(folder / name) if name else start
 
 
 def _config(start: ModelCard, kind: str, *, alone: bool) -> TrainingConfig:
@@ -252,23 +290,25 @@ def _trained(
     held: Sequence[Scene],
     config: TrainingConfig,
     before: float,
-    until: float,
+    bounds: tuple[float, int | None],
     rate: float,
     progress: Progress,
     stopped: Callable[[], bool],
 ) -> tuple[tuple[float, dict[str, torch.Tensor]], int]:
-    """((best gain on the part held back, its weights), steps). The rate falls to nothing over the time."""
+    """((best gain on the part held back, its weights), steps). The rate falls to nothing over the time or the steps."""
     task = LatticeTask(config, learned)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate, betas=(0.9, 0.99))
     averaged = copy.deepcopy(net)
     best, since, step = (before, copy.deepcopy(net.state_dict())), 0, 0
-    began, looked = time.monotonic(), 0
+    began, looked, (until, most_steps) = time.monotonic(), 0, bounds
     length = max(1.0, until - began)
-    while (passed := (time.monotonic() - began) / length) < 1.0 and since < PATIENCE:
+    patience = PATIENCE if before > 0 else LOOKS  # an untrained network is the floor, and slow to leave it
+    while (share := (time.monotonic() - began) / length) < 1.0 and step != most_steps and since < patience:
+        passed = step / most_steps if most_steps else share
         if stopped():
             raise StoppedError(what="stopped while learning from the scan", fix="the same call begins again")
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * (1.0 - passed)
+            group["lr"] = rate * min(1.0, (step + 1) / WARM_UP) * (1.0 - passed)
         pairs = [_pair(step * BATCH + k, learned, config) for k in range(BATCH)]
         optimizer.zero_grad()
         task.step(net, pairs).loss.backward()  # type: ignore[no-untyped-call]  # torch's stubs lack it
