@@ -25,7 +25,7 @@ from pipelines.store import write_whole
 
 Progress = Callable[[str, int, int], None]
 
-OPTIONS = (*(f.name for f in fields(Request) if f.name != "workers"), "like", "bands", "nodata", "work")
+OPTIONS = (*(f.name for f in fields(Request) if f.name != "workers"), "like", "guide", "bands", "nodata", "work")
 """What a batch may say of all its jobs or of one: the options of upscale."""
 
 
@@ -109,6 +109,7 @@ def _jobs(entry: dict[str, Any], folder: Path) -> Iterator[Job]:
             output.replace("{name}", name),
             Request(**asked),
             like=str(folder / entry["like"]) if entry.get("like") else None,
+            guide=str(folder / entry["guide"]) if entry.get("guide") else None,
             bands=tuple(bands) if bands else None,
             nodata=entry.get("nodata"),
             work=str(folder / entry["work"]) if entry.get("work") else None,

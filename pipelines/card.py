@@ -58,11 +58,12 @@ class ModelCard:
     noise_over_scale: most noise it was trained for, over
     the 1st to 99th percentile of the samples; halo, multiple_of: coarse samples, the upsampled axis
     of a volume first; local: whether a fine sample depends on the halo only; otherwise windows of twice the halo are
-    blended, and what is made is not certified; bytes_per_sample: peak working bytes per coarse sample read and channel,
-    bytes_fixed: what comes on top whatever the size; kmac_per_sample: thousand multiply-adds per fine sample computed
-    and channel, of a network that is not counted by its options; sha256: of weights_file; figures: measured gains;
-    training: what it cost; typical: ranges of `likeness.statistics` met in training; contradiction: root mean square of
-    measured - degraded estimate before the projection, over the scale of the samples, that it rarely exceeded there.
+    blended, and what is made is not certified; guided: whether it needs a guide; bytes_per_sample: peak working bytes
+    per coarse sample read and channel, bytes_fixed: what comes on top whatever the size; kmac_per_sample: thousand
+    multiply-adds per fine sample computed and channel, of a network that is not counted by its options; sha256: of
+    weights_file; figures: measured gains; training: what it cost; typical: ranges of `likeness.statistics` met in
+    training; contradiction: root mean square of measured - degraded estimate before the projection, over the scale of
+    the samples, that it rarely exceeded there.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ModelCard:
     halo: tuple[int, ...] = ()
     multiple_of: tuple[int, ...] = ()
     local: bool = True
+    guided: bool = False
     bytes_per_sample: float = 0.0
     bytes_fixed: float = 0.0
     kmac_per_sample: float = 0.0
@@ -121,6 +123,8 @@ class ModelCard:
             return "interpolation" + (" that explains the input" if self.project else "")
         if self.estimates == "error":
             return "errors of another model"
+        if self.guided:
+            return "finer pixels with the detail of a guide"
         return {"through-plane": "thick slices to thin", "image": "finer pixels"}.get(self.axes, "super-resolution")
 
     @property
@@ -147,6 +151,8 @@ class ModelCard:
                 data.pop(later)
         if self.local:  # as cards were before there were others
             data.pop("local")
+        if not self.guided:
+            data.pop("guided")
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -195,7 +201,13 @@ class ModelCard:
             if axis is None:
                 return f"{self.id} refines one axis of a volume, and that more than the others"
             changed = [float(scales[axis])]
-        if self.axes == "image" and (len(scales) != 2 or len(set(changed)) != 1 or len(changed) != 2):
+        if self.guided and (len(scales) != 2 or len(changed) != 2):
+            return f"{self.id} refines both axes of an image"
+        if (
+            self.axes == "image"
+            and not self.guided
+            and (len(scales) != 2 or len(set(changed)) != 1 or len(changed) != 2)
+        ):
             return f"{self.id} upsamples both axes of an image by the same scale"
         if self.factors and self._turned(scales) != self.factors:
             own, asked = ("x".join(f"{float(s):g}" for s in each) for each in (self.factors, self._turned(scales)))

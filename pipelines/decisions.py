@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from pipelines import card as cards
-from pipelines import sizing
+from pipelines import guides, sizing
 from pipelines.card import ModelCard, finest
 from pipelines.degradation import profile_between
 from pipelines.errors import GeometryError, InputError, ModelError, UsageError
@@ -45,14 +45,31 @@ ISOTROPIC_LIMIT = 8
 
 
 def resolve(
-    header: Header, identity: str, request: Request, *, reference: Grid | None = None, cores: int, version: str
+    header: Header,
+    identity: str,
+    request: Request,
+    *,
+    reference: Grid | None = None,
+    guide: tuple[Header, str] | None = None,
+    cores: int,
+    version: str,
 ) -> Plan:
-    """The plan for an input. reference: the grid of `--like`. Raises UsageError, InputError, BudgetError."""
+    """The plan for an input. reference: the grid of `--like`; guide: header and identity of the image of `--guide`.
+
+    Raises UsageError, InputError, BudgetError.
+    """
     warnings = list(header.problems)
+    guided = None
+    if guide is not None:
+        if reference is not None:
+            raise UsageError(
+                what="guide and like contradict each other", fix="give one: a guide's grid is the product's"
+            )
+        reference, guided = guides.guided(header, *guide)
     fine, orientation = _fine_grid(header, request, reference, warnings)
     places = placements(header.grid, fine)
     _refuse_unchanged(places)
-    card = _card(header, places, request, warnings)
+    card = _card(header, places, request, warnings, guided=guided is not None)
     _refuse_few_slices(header, places, card)
     _refuse_blur(header, request.told)
     _refuse_apart(places)
@@ -90,6 +107,7 @@ def resolve(
         warnings=_warnings(header, places, card, request, warnings),
         version=version,
         kind=request.kind,
+        guide=guided,
     )
     if reference is not None:
         plan = replace(plan, warnings=(*plan.warnings, *_cut_ends(plan), *_beyond(plan)))
@@ -98,10 +116,10 @@ def resolve(
 
 def _refuse_mirrors(card: ModelCard) -> None:
     """Raise UsageError if a mirror image would lie elsewhere on the grid of a network's strides or windows."""
-    if any(m != 1 for m in card.multiple_of) or not card.local:
+    if any(m != 1 for m in card.multiple_of) or not card.local or card.guided:
         raise UsageError(
             what=f"{card.id} has no mean over mirror images",
-            why="its windows or strides lie on the grid of the image, and a mirror image is shifted there",
+            why="it has a guide, or windows and strides on the grid of the image, where a mirror image is shifted",
             fix="leave --ensemble out, or choose another model",
         )
 
@@ -220,7 +238,9 @@ def _grid_asked(header: Header, request: Request, reference: Grid | None, warnin
     grid = header.grid
     asked = [request.scale is not None, request.spacing is not None, reference is not None]
     if sum(asked) > 1:
-        raise UsageError(what="scale, spacing and like contradict each other", fix="give one of them")
+        raise UsageError(
+            what="scale, spacing and like (or a guide, which is like one) contradict each other", fix="give one of them"
+        )
     if reference is not None:
         _refuse_absurd(Factor(tuple(p.scale for p in placements(grid, reference))), grid)
         return reference
@@ -317,10 +337,12 @@ def _refuse_blur(header: Header, told: Told) -> None:
         )
 
 
-def _card(header: Header, places: Sequence[Placement], request: Request, warnings: list[str]) -> ModelCard:
+def _card(
+    header: Header, places: Sequence[Placement], request: Request, warnings: list[str], *, guided: bool
+) -> ModelCard:
     """The model asked for, or the best one that fits; what does not fit is refused with the reason.
 
-    Without an image channel it is `nearest`, and nothing else may have been asked.
+    guided: whether there is a guide. Without an image channel it is `nearest`, and nothing else may have been asked.
     """
     if all(channel.kind != "image" for channel in header.channels):
         _refuse_to_mix_labels(header, request)
@@ -328,6 +350,10 @@ def _card(header: Header, places: Sequence[Placement], request: Request, warning
     refusal = header.facts.get("refuse_networks")
     if request.model is not None:
         card = cards.find(request.model)
+        if guided and not card.guided:
+            raise UsageError(what=f"{card.name} takes no guide", fix="leave out --model, or --guide")
+        if card.guided and not guided:
+            raise UsageError(what=f"{card.id} needs a finer image of the same place", fix="name it with --guide")
         if card.network:
             reason = str(refusal.value) if refusal else _misfit(card, header, places)
             if reason:
@@ -346,13 +372,19 @@ def _card(header: Header, places: Sequence[Placement], request: Request, warning
         )
     reasons = []
     for card in reversed(cards.available()):  # the newest version of a name comes last
-        if not card.network or card.estimates != "image" or card.domain not in ("any", header.domain):
+        suits = card.network and card.estimates == "image" and card.guided == guided
+        if not suits or card.domain not in ("any", header.domain):
             continue
         reason = _misfit(card, header, places) or _unknown_blur(card, header, places, request.told)
         if not reason:
             card.verify()
             return card
         reasons.append(reason)
+    if guided:
+        raise ModelError(
+            what=f"no model can use this guide: {reasons[0] if reasons else 'none is installed for such images'}",
+            fix="leave out --guide, or name a card with --model",
+        )
     if header.domain:
         reason = reasons[0] if reasons else "no network was trained for it"
         warnings.append(f"made with the floor (cubic + projection): {reason}")

@@ -158,6 +158,7 @@ def _note(made: Plan) -> dict[str, str]:
     return {
         "software": f"truescale {made.version}",
         "model": made.model,
+        **({"guide": f"{len(made.guide.channels)} bands"} if made.guide else {}),
         "weights": (made.weights_sha256 or "none")[:16],
         "scale": "x".join(f"{s:g}" for s in made.scale),
         "degradation": ", ".join(spec),

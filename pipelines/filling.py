@@ -30,10 +30,14 @@ CHUNKS = 4
 """Side of what is filled at a time, in chunks: what is read around it counts little."""
 
 
-def fill_invalid(folder: Path, image: Source) -> None:
-    """Fill the invalid samples of WORK/coarse.zarr in place. image: the same samples; it says who does the boxes."""
+def fill_invalid(folder: Path, image: Source, group: Path | None = None) -> None:
+    """Fill the invalid samples of WORK/coarse.zarr in place. image: the same samples; it says who does the boxes.
+
+    group: of another image of the work folder.
+    """
     store = Store(folder)
-    valid = store.array(store.coarse, "valid")
+    group = group or store.coarse
+    valid = store.array(group, "valid")
     shape = tuple(int(n) for n in valid.shape[1:])
     step = tuple(int(c) * CHUNKS for c in valid.chunks[1:])  # whole chunks: each has one writer
     starts = np.stack(np.meshgrid(*[range(0, n, s) for n, s in zip(shape, step, strict=True)], indexing="ij"), -1)
@@ -46,8 +50,8 @@ def fill_invalid(folder: Path, image: Source) -> None:
     counts = [sum(part[c][1] for part in known) for c in range(int(valid.shape[0]))]
     means = tuple(total / count if count else 0.0 for total, count in zip(totals, counts, strict=True))
     holes = [b for b, part in zip(boxes, known, strict=True) if any(n < math.prod(b.shape) for _, n in part)]
-    with attempt(store.coarse) as name:
-        image.each(partial(_fill, store.coarse.absolute(), name, means), holes)
+    with attempt(group) as name:
+        image.each(partial(_fill, group.absolute(), name, means), holes)
 
 
 def _known(image: Source, box: Box) -> list[tuple[float, int]]:

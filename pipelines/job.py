@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ class Job:
     output: str
     request: Request = field(default_factory=Request)
     like: str | None = None
+    guide: str | None = None
     bands: tuple[int, ...] | None = None
     nodata: float | None = None
     work: str | None = None
@@ -37,11 +39,15 @@ class Job:
         told = {"nodata": self.nodata, "kind": self.request.kind, "slice_thickness": self.request.told.thickness_mm}
         return formats.open_source(self.source, bands=self.bands, **told)
 
+    def open_guide(self) -> AbstractContextManager[Source | None]:
+        """The image of `--guide`, its header read. Raises InputError."""
+        return formats.open_source(self.guide) if self.guide else nullcontext()
+
     def absolute(self) -> Self:
         """The same job for any working folder."""
-        like, work = (str(Path(p).absolute()) if p else None for p in (self.like, self.work))
+        like, guide, work = (str(Path(p).absolute()) if p else None for p in (self.like, self.guide, self.work))
         source, output = (str(Path(p).absolute()) for p in (self.source, self.output))
-        return replace(self, source=source, output=output, like=like, work=work)
+        return replace(self, source=source, output=output, like=like, guide=guide, work=work)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` gives the same job back."""

@@ -70,6 +70,12 @@ REQUEST_OPTIONS = (
         help="Take grid and field of view from a file.",
     ),
     click.option(
+        "--guide",
+        metavar="FINER",
+        type=click.Path(path_type=Path),
+        help="Take detail from a finer raster of the same place, and its grid.",
+    ),
+    click.option(
         "--model", metavar="NAME|PATH", help="nearest, linear, cubic, floor, a shipped network or a card file."
     ),
     kind_option,
@@ -222,12 +228,13 @@ def job_of(source: Path, output: Path, overwrite: bool, resume: bool, options: d
     from pipelines.job import Job
     from pipelines.request import Request
 
-    like, work = (str(options[name]) if options[name] else None for name in ("like", "work"))
+    like, guide, work = (str(options[name]) if options[name] else None for name in ("like", "guide", "work"))
     return Job(
         str(source),
         str(output),
         Request(**fields_of(options)),
         like=like,
+        guide=guide,
         bands=bands_of(options["bands"]),
         nodata=options["nodata"],
         work=work,

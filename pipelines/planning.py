@@ -20,6 +20,7 @@ from pipelines.card import ModelCard, finest
 from pipelines.degradation import Degradation, Profile
 from pipelines.grid import Grid, Orientation, Placement, placements
 from pipelines.image import ToldKind, working_dtype
+from pipelines.injection import Relation
 from pipelines.interpolation import PREFILTER_REACH
 from pipelines.tiles import Cover, Span
 
@@ -56,6 +57,15 @@ class ChannelPlan:
     project: bool
 
 
+@dataclass(frozen=True, slots=True)
+class GuidePlan:
+    """A guide. identity: of its Source; channels: those used; start: of the product's grid in its own."""
+
+    identity: str
+    channels: tuple[int, ...]
+    start: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Everything a run needs to know before it reads a pixel. `run_hash` covers exactly what may change a byte.
@@ -64,7 +74,7 @@ class Plan:
     of a reference. workers: processes, each with so many threads that compute; readers, writers: threads of each of
     these. ensemble: mean over mirror images; strict: the floor where a network does not suit a channel. libraries:
     versions of those that compute the samples. kind: what the user says the channels are; overwrite: that an existing
-    output may be replaced.
+    output may be replaced; guide: of the image that gives its detail, None without one.
     """
 
     identity: str
@@ -103,6 +113,7 @@ class Plan:
     version: str = ""
     kind: ToldKind | None = None
     overwrite: bool = False
+    guide: GuidePlan | None = None
 
     @property
     def places(self) -> tuple[Placement, ...]:
@@ -153,7 +164,8 @@ class Plan:
         """Upper bound of the work folder: coarse and fine samples and the mask, uncompressed."""
         item = self.working.itemsize
         samples = math.prod(self.coarse.shape) * (item + 1) + math.prod(self.fine.shape) * item
-        return samples * len(self.channels)
+        guides = len(self.guide.channels) if self.guide else 0
+        return samples * (len(self.channels) + guides)
 
     @property
     def output_bytes(self) -> int:
@@ -205,6 +217,10 @@ class Plan:
         data["coarse"], data["fine"] = self.coarse.to_json(), self.fine.to_json()
         data["channels"] = [asdict(channel) for channel in self.channels]
         data["orientation"] = asdict(self.orientation)
+        if self.guide is None:  # as plans were before there were guides
+            data.pop("guide")
+        else:
+            data["guide"] = asdict(self.guide)
         return dict(json.loads(json.dumps(data)))
 
     @classmethod
@@ -214,6 +230,9 @@ class Plan:
         values = {**data, **{key: tuple(data[key]) for key in tuples}}
         values["coarse"], values["fine"] = Grid.from_json(data["coarse"]), Grid.from_json(data["fine"])
         values["orientation"] = Orientation(**{k: tuple(v) for k, v in data["orientation"].items()})
+        if data.get("guide"):
+            told = data["guide"]
+            values["guide"] = GuidePlan(told["identity"], tuple(told["channels"]), tuple(told["start"]))
         values["channels"] = tuple(ChannelPlan(**{**c, "spec": tuple(c["spec"])}) for c in data["channels"])
         return cls(**values)
 
@@ -238,19 +257,37 @@ class ChannelCalibration:
 
 
 @dataclass(frozen=True, slots=True)
+class GuideCalibration:
+    """What a guide needed pixels for: centre and scale of each of its channels, and their relation with the input's."""
+
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+    relations: tuple[Relation, ...]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GuideCalibration:
+        """What `asdict` made."""
+        relations = tuple(Relation(**{k: tuple(v) for k, v in one.items()}) for one in data["relations"])
+        return cls(tuple(data["centre"]), tuple(data["scale"]), relations)
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
-    """One ChannelCalibration per channel; frozen beside the plan."""
+    """One ChannelCalibration per channel, and one of the guide; frozen beside the plan."""
 
     channels: tuple[ChannelCalibration, ...]
+    guide: GuideCalibration | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"channels": [asdict(channel) for channel in self.channels]}
+        guide = {"guide": asdict(self.guide)} if self.guide else {}
+        return {"channels": [asdict(channel) for channel in self.channels], **guide}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
         """What `to_json` wrote."""
-        return cls(tuple(ChannelCalibration(**channel) for channel in data["channels"]))
+        guide = GuideCalibration.from_json(data["guide"]) if data.get("guide") else None
+        return cls(tuple(ChannelCalibration(**channel) for channel in data["channels"]), guide)
 
 
 def cover(plan: Plan, card: ModelCard, shard: Sequence[int]) -> Cover:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipelines import card as cards
-from pipelines import decisions, formats, sizing, thickness
+from pipelines import decisions, formats, guiding, sizing, thickness
 from pipelines.delivery import finished, tidy
 from pipelines.errors import InputError, StoppedError, StoreError, TileError, UsageError
 from pipelines.grid import Box, Factor, Grid
@@ -70,8 +70,15 @@ def version() -> str:
     return installed_version("truescale")
 
 
-def plan(source: Source, request: Request, *, like: Grid | None = None, paths: Paths | None = None) -> Plan:
-    """What would happen, without writing a byte. like: of `formats.grid_of`.
+def plan(
+    source: Source,
+    request: Request,
+    *,
+    like: Grid | None = None,
+    guide: Source | None = None,
+    paths: Paths | None = None,
+) -> Plan:
+    """What would happen, without writing a byte. like: of `formats.grid_of`; guide: an open image.
 
     No pixel is read, but for a slice thickness of 'auto' where the header has none: then a bounded part of them.
     """
@@ -81,7 +88,10 @@ def plan(source: Source, request: Request, *, like: Grid | None = None, paths: P
     header = replace(source.header, grid=source.header.grid.anonymous()).of_kind(request.kind)
     if request.slice_thickness == "auto" and request.told == Told():
         header = thickness.told_by_samples(source, header)
-    made = decisions.resolve(header, source.identity, request, reference=like, cores=cores(), version=version())
+    beside = None if guide is None else (guide.header, guide.identity)
+    made = decisions.resolve(
+        header, source.identity, request, reference=like, guide=beside, cores=cores(), version=version()
+    )
     if paths is not None:
         header = product_header(header, made).turned(made.orientation)
         formats.sink_for(paths.output).refuse(header, paths.output)
@@ -97,6 +107,7 @@ def upscale(
     scale: str | float | None = None,
     spacing: str | float | None = None,
     like: str | Path | None = None,
+    guide: str | Path | None = None,
     model: str | None = None,
     kind: ToldKind | None = None,
     slice_thickness: float | Literal["auto"] | None = None,
@@ -136,6 +147,7 @@ def upscale(
         str(output),
         asked,
         like=str(like) if like else None,
+        guide=str(guide) if guide else None,
         bands=_chosen(bands),
         nodata=nodata,
         work=str(work) if work else None,
@@ -155,9 +167,9 @@ def upscale(
 
 def planned(job: Job) -> Plan:
     """What a job would do, without writing a byte."""
-    with job.open() as opened:
+    with job.open() as opened, job.open_guide() as guide:
         like = formats.grid_of(job.like) if job.like else None
-        return plan(opened, job.request, like=like, paths=job.paths)
+        return plan(opened, job.request, like=like, guide=guide, paths=job.paths)
 
 
 def kept(job: Job) -> RunReport | None:
@@ -325,9 +337,9 @@ def _begun(
     formats.ending(paths.output)
     with watch.stage("open"):
         opened = source or job.open()
-    with opened, one_blas_thread():
+    with opened, job.open_guide() as guide, one_blas_thread():
         with watch.stage("plan"):
-            made = _planned(opened, job, paths)
+            made = _planned(opened, guide, job, paths)
         with held(paths.work_folder):
             store = Store(paths.work_folder)
             made = prepared(store, made, paths)
@@ -335,6 +347,9 @@ def _begun(
                 on_plan(made)
                 if source is None:
                     store.write_json("job.json", job.absolute().to_json())
+                if guide is not None:
+                    with watch.stage("read"):
+                        guiding.ingest(store, guide, made)
                 yield store, opened, made
             except StoppedError:
                 raise  # what is done waits for --resume
@@ -345,10 +360,10 @@ def _begun(
                 raise
 
 
-def _planned(opened: Source, job: Job, paths: Paths) -> Plan:
+def _planned(opened: Source, guide: Source | None, job: Job, paths: Paths) -> Plan:
     """The plan of a run that is about to start, on its device, with what it discards."""
     like = formats.grid_of(job.like) if job.like else None
-    made = on_device(plan(opened, job.request, like=like, paths=paths))
+    made = on_device(plan(opened, job.request, like=like, guide=guide, paths=paths))
     check_space(made, paths)
     lost = tiles_lost(paths)
     if lost:
@@ -392,6 +407,7 @@ def upscale_array(
     scale: str | Factor | float | None = None,
     spacing: str | float | None = None,
     like: Grid | None = None,
+    guide: Source | None = None,
     model: str | None = None,
     kind: ToldKind | None = None,
     told: Told | None = None,
@@ -404,7 +420,10 @@ def upscale_array(
     ensemble: bool = False,
     work: Path | None = None,
 ) -> NDArray[np.floating]:
-    """Fine samples (c, *fine) of an array (c, *shape) or (*shape); NaN where invalid. The engine of `upscale`."""
+    """Fine samples (c, *fine) of an array (c, *shape) or (*shape); NaN where invalid. The engine of `upscale`.
+
+    guide: an open finer image of the same place, whose grid the product takes.
+    """
     told = told or Told()
     text = (
         ",".join(f"{a}={f}" for a, f in zip(header.grid.axes, scale, strict=True))
@@ -430,9 +449,11 @@ def upscale_array(
         header = replace(header, may_have_invalid=True)
     source = ArraySource(samples, header)
     with one_blas_thread(), tempfile.TemporaryDirectory(dir=work) as folder:
-        made = on_device(plan(source, request, like=like))
+        made = on_device(plan(source, request, like=like, guide=guide))
         store = Store(Path(folder) / "work")
         store.write_json("plan.json", made.to_json())
+        if guide is not None:
+            guiding.ingest(store, guide, made)
         watch = Stopwatch()
         with crew_of(store, made, watch) as crew:
             run(store, source, made, crew, watch=watch)

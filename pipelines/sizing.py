@@ -155,6 +155,8 @@ def process_bytes(plan: Plan, card: ModelCard, shard: Sequence[int]) -> int:
         features = max((8 + item) * channels * read, FRAGMENTED * features)
         mirrored = 4 * channels * (read + 2 * estimate) if plan.ensemble else 0  # turned, made, and the sum
         tile = 4 * channels * estimate + max(4 * channels * read + mirrored + int(features), projection)
+        if plan.guide is not None:  # as it is read and over its range, on both grids, each with its halo
+            tile += 3 * item * len(plan.guide.channels) * (2 * estimate + read)
     inside = min(read, math.prod(plan.coarse.shape))
     made = math.prod(min(n, side) for n, side in zip(plan.fine.shape, shard, strict=True))
     tiles = math.prod(len(axis) for axis in pieces)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import heap
+from pipelines import guiding, heap
 from pipelines.calibration import calibrate
 from pipelines.engine import local
 from pipelines.engine.crew import Crew
@@ -216,6 +216,8 @@ def _calibrate(store: Store, made: Plan, stopped: Callable[[], bool]) -> None:
             return values, np.ones(values.shape, bool) if mask is None else np.asarray(mask[index], bool)
 
         found = calibrate(made, read)
+        if made.guide is not None:
+            found = replace(found, guide=guiding.related(made, found, lambda box: read(box)[0], store))
         shutil.rmtree(store.fine, ignore_errors=True)
         if made.strict and made.card.contradiction:
             found = _without_contradiction(store, made, found)
@@ -241,7 +243,7 @@ def _without_contradiction(store: Store, made: Plan, found: Calibration) -> Cali
         rms = Residual(*before).rms
         odd = own.refined and contradicts(rms, own.noise_sigma, own.scale, made.card.contradiction)
         channels.append(replace(own, refined=own.refined and not odd, contradicts=odd))
-    return Calibration(tuple(channels))
+    return replace(found, channels=tuple(channels))
 
 
 def make_tiles(

@@ -29,8 +29,8 @@ from pipelines.shards import CLEVEL, CNAME
 if TYPE_CHECKING:
     import zarr
 
-OWN_FOLDERS = ("coarse.zarr", "fine.zarr", "ledger")
-OWN_FILES = ("ingest.json", "calibration.json", "stop", "plan.json", "exported.json", "job.json")
+OWN_FOLDERS = ("coarse.zarr", "guide.zarr", "lowered.zarr", "fine.zarr", "ledger")
+OWN_FILES = ("ingest.json", "calibration.json", "guide.json", "stop", "plan.json", "exported.json", "job.json")
 """What a run writes in its work folder, in the order in which it goes: what says that folders are whole first, and last
 what says that the product is in its place and whose run it was."""
 
@@ -70,6 +70,16 @@ class Store:
     def coarse(self) -> Path:
         """The ingested input (an image that `truescale` reads again)."""
         return self.folder / "coarse.zarr"
+
+    @property
+    def guide(self) -> Path:
+        """A guide's samples on the product's grid."""
+        return self.folder / "guide.zarr"
+
+    @property
+    def lowered(self) -> Path:
+        """The same on the input's grid, as its sensor would have measured them."""
+        return self.folder / "lowered.zarr"
 
     @property
     def fine(self) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,9 @@ from pipelines import interpolation
 from pipelines.degradation import Degradation, Profile, along
 from pipelines.errors import StoreError, TruescaleError, UsageError
 from pipelines.grid import Box, Placement
-from pipelines.networks import Condition, Predictor, load
+from pipelines.networks import Condition, Guidance, GuidedPredictor, Predictor, load, load_guided
 from pipelines.networks.ensemble import Ensemble
+from pipelines.networks.guided_shape import GuidedOptions
 from pipelines.planning import Calibration, Plan, libraries, solved
 from pipelines.projection import Residual, Solver, Spectrum
 from pipelines.sizing import SPECTRA_BYTES, process_bytes
@@ -35,6 +37,15 @@ TRIM_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class GuideWindow:
+    """Samples of a guide: lowered (g, *coarse box) beside those of a Window, fine (g, *box)."""
+
+    box: Box
+    fine: NDArray[np.floating]
+    lowered: NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Window:
     """Coarse samples of a tile: box (inside the image), samples and valid (c, *box), seconds it took to read them."""
 
@@ -42,6 +53,7 @@ class Window:
     samples: NDArray[np.floating]
     valid: NDArray[np.bool_]
     seconds: float
+    guide: GuideWindow | None = None
 
 
 class Worker:
@@ -64,16 +76,20 @@ class Worker:
         self.models = [self.plan.degradation(c) for c in range(len(self.plan.channels))]
         self._coarse, self._fine = self.store.array(self.store.coarse), self.store.array(self.store.fine)
         self._valid = self.store.array(self.store.coarse, "valid") if self.store.has_mask() else None
+        self._guide = self.store.array(self.store.guide) if self.plan.guide else None
+        self._lowered = self.store.array(self.store.lowered) if self.plan.guide else None
         self._device, self._threads = device, threads
         self.trim_bytes = int(TRIM_SHARE * process_bytes(self.plan, self.card, self.plan.shard))
         self._axis = lru_cache(maxsize=512)(self._axis_uncached)
         self._spectra = _Spectra()
 
     @cached_property
-    def predictor(self) -> Predictor | None:
+    def predictor(self) -> Predictor | GuidedPredictor | None:
         """The network, loaded once; None for interpolations."""
         if not self.card.network:
             return None
+        if self.card.guided:
+            return load_guided(self.card, device=self._device, threads=self._threads, precision=self.plan.precision)
         network = load(self.card, device=self._device, threads=self._threads, precision=self.plan.precision)
         return Ensemble(network) if self.plan.ensemble else network
 
@@ -89,7 +105,17 @@ class Worker:
             valid = np.ones(samples.shape, bool)
         else:
             valid = np.asarray(self._valid[(slice(None), *box.slices)], bool)
-        return Window(box, samples, valid, time.perf_counter() - started)
+        return Window(box, samples, valid, time.perf_counter() - started, self._read_guide(tile, box))
+
+    def _read_guide(self, tile: Tile, coarse: Box) -> GuideWindow | None:
+        if self._guide is None or self._lowered is None:
+            return None
+        box = tile.estimate.grow(GuidedOptions.of(self.card.options).guide_halo).clip(self.plan.fine.shape)
+        fine, lowered = (
+            np.asarray(array[(slice(None), *own.slices)])
+            for array, own in ((self._guide, box), (self._lowered, coarse))
+        )
+        return GuideWindow(box, fine, lowered)
 
     def compute(self, tile: Tile, window: Window) -> tuple[NDArray[np.floating], Record]:
         """The fine samples (c, *write) of a tile and its record, still without a checksum."""
@@ -134,6 +160,8 @@ class Worker:
                 tile.read.start, tile.read.stop, self.plan.coarse.shape, window.box.start, strict=True
             )
         ]
+        if window.guide is not None:
+            return self._guided(tile, window, window.guide, chosen, folded)
         extended = window.samples[np.ix_(np.array(chosen), *folded)]
         shape = (-1,) + (1,) * self.plan.coarse.ndim
         numbers = [self.calibration.channels[c] for c in chosen]
@@ -147,7 +175,28 @@ class Worker:
         normal /= scale
         normal = normal.astype(np.float32)
         del extended
-        refined = self.predictor.residual(normal, tile.read, tile.estimate, self.places, condition)
+        network = cast(Predictor, self.predictor)
+        refined = network.residual(normal, tile.read, tile.estimate, self.places, condition)
+        return {c: refined[k] for k, c in enumerate(chosen)}
+
+    def _guided(
+        self, tile: Tile, window: Window, guide: GuideWindow, chosen: Sequence[int], folded: Sequence[NDArray[np.intp]]
+    ) -> dict[int, NDArray[np.float32]]:
+        """The same from a guide. folded: where the reflected coarse samples lie in the window."""
+        told = self.calibration.guide
+        assert told is not None
+        every = np.arange(len(guide.fine))
+        numbers = [self.calibration.channels[c] for c in chosen]
+        samples = window.samples[np.ix_(np.array(chosen), *folded)]
+        guidance = Guidance(
+            lowered=_normal(guide.lowered[np.ix_(every, *folded)], told.centre, told.scale),
+            fine=_normal(guide.fine, told.centre, told.scale),
+            box=guide.box,
+            relations=tuple(told.relations[c] for c in chosen),
+        )
+        normal = _normal(samples, [n.centre for n in numbers], [n.scale for n in numbers])
+        network = cast(GuidedPredictor, self.predictor)
+        refined = network.residual(normal, tile.read, tile.estimate, self.places, guidance)
         return {c: refined[k] for k, c in enumerate(chosen)}
 
     def _blur(self, channel: int) -> float:
@@ -224,6 +273,12 @@ class Worker:
         matrix = one.crop(Box((rows[0],), (rows[1],)), Box((fine[0],), (fine[1],))).matrices[0]
         assert matrix is not None
         return matrix, self._spectra.of(matrix)
+
+
+def _normal(samples: NDArray[np.floating], centre: Sequence[float], scale: Sequence[float]) -> NDArray[np.float32]:
+    """(samples - centre) / scale of (n, y, x), one of each per image."""
+    middle, width = (np.array(each, np.float64)[:, None, None] for each in (centre, scale))
+    return np.asarray((samples - middle) / width, np.float32)
 
 
 class _Spectra:

@@ -9,11 +9,13 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import formats, guides, guiding
 from pipelines.degradation import Degradation, Profile
+from pipelines.errors import InputError, UsageError
 from pipelines.evaluation.conditions import Condition
 from pipelines.evaluation.truths import Truth
 from pipelines.grid import Box, Factor, Grid, decimal_fraction, fine_length
-from pipelines.image import IN_PLANE, Header
+from pipelines.image import IN_PLANE, ArraySource, Header
 
 NOISE = {"med": 0.015, "geo": 3.0 / 255.0}
 """Standard deviation of the noisy condition, over the 99.9th percentile."""
@@ -27,7 +29,10 @@ LEAST_SCALE = Fraction(3, 2)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """A truth under one condition. header, coarse: what a method gets, (channel, *coarse); degradation: as told."""
+    """A truth under one condition. header, coarse: what a method gets, (channel, *coarse); degradation: as told.
+
+    guide: finer bands of the place made as coarse as the truth, on its grid; None without any.
+    """
 
     truth: Truth
     condition: Condition
@@ -35,6 +40,7 @@ class Case:
     coarse: NDArray[np.float64]
     factor: Factor
     degradation: Degradation
+    guide: ArraySource | None = None
 
 
 def coarser(fine: Grid, factor: Factor) -> tuple[Grid, Grid]:
@@ -118,7 +124,29 @@ def simulate(truth: Truth, condition: Condition, rng: np.random.Generator) -> Ca
         may_have_invalid=not bool(np.isfinite(measured).all()),
     )
     told = Degradation.between(coarse, fine, nominal)
-    return Case(cut, condition, header, measured, factor, told)
+    return Case(cut, condition, header, measured, factor, told, _guide(cut, fine) if condition.fusion else None)
+
+
+def _guide(truth: Truth, grid: Grid) -> ArraySource | None:
+    """The guide of a truth on its grid, by Wald's protocol: what made the input coarse made the guide so before."""
+    if truth.entry.guide is None:
+        return None
+    with formats.open_source(truth.entry.guide) as source:
+        try:
+            _, told = guides.guided(replace(truth.header, grid=grid), source.header, source.identity)
+        except (InputError, UsageError):  # it covers a part of the truth, or none
+            return None
+        kept = told.channels
+        finer = source.header.grid
+        model = Degradation.between(grid, finer, (Profile("wald"),) * 2)
+        channels = tuple(source.header.channels[c] for c in kept)
+        header = replace(source.header, grid=finer, channels=channels)
+        cut = guiding.CutSource(source, header, (0, 0), kept)
+        lowered = guiding.LoweredSource(cut, replace(header, grid=grid, dtype="float32", problems=(), facts={}), model)
+        samples = lowered.read(Box.whole(grid.shape))
+        if not np.isfinite(samples).all():
+            return None
+        return ArraySource(samples, replace(lowered.header, may_have_invalid=False))
 
 
 def _with_noise(

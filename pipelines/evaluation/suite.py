@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -25,30 +25,34 @@ from pipelines.evaluation.pictures import View
 from pipelines.evaluation.tables import PLAIN, Score, Tables, tables
 from pipelines.evaluation.truths import Entry, Truth, entries, read
 from pipelines.grid import Factor, placements
-from pipelines.image import Header
+from pipelines.image import Header, Source
 from pipelines.interpolation import interpolate
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
 UNGUIDED = (
-    "no method here looks at the 10 m or panchromatic band (the networks take one channel): under Wald's protocol the "
-    "tables say what the coarse bands alone give"
+    "only methods that need a guide look at the 10 m or panchromatic band, made as coarse as the truth by `wald`; the "
+    "others say what the coarse bands alone give"
 )
 
 
 class Restore(Protocol):
-    """A method under test: coarse samples (channel, *shape) -> fine samples (channel, *fine)."""
+    """A method under test: coarse samples (channel, *shape) -> fine samples (channel, *fine).
+
+    scale: None with a guide, whose grid is the fine one.
+    """
 
     def __call__(
         self,
         samples: NDArray[np.float64],
         header: Header,
         *,
-        scale: Factor,
+        scale: Factor | None,
         model: str,
         noise: Literal["auto"] | float,
         consistency: bool,
+        guide: Source | None = None,
     ) -> NDArray[np.float32]: ...
 
 
@@ -150,13 +154,14 @@ def _engine(memory: str) -> Restore:
         samples: NDArray[np.float64],
         header: Header,
         *,
-        scale: Factor,
+        scale: Factor | None,
         model: str,
         noise: Literal["auto"] | float,
         consistency: bool,
+        guide: Source | None = None,
     ) -> NDArray[np.float32]:
         return upscale_array(
-            samples, header, scale=scale, model=model, noise=noise, consistency=consistency, memory=memory
+            samples, header, scale=scale, guide=guide, model=model, noise=noise, consistency=consistency, memory=memory
         )
 
     return restore
@@ -213,7 +218,8 @@ class _Run:
         factor = factor_of(truth, condition)
         if factor is None:
             return []
-        methods = [m for m in self.methods if m.suits(condition.domain, factor)]
+        guided = bool(condition.fusion and truth.entry.guide)
+        methods = [m for m in self.methods if m.suits(condition.domain, factor) and (guided or not m.card.guided)]
         name = key_of(
             version("truescale"), truth.identity, truth.subject, truth.name, repr(condition), condition.fusion
         )
@@ -222,6 +228,9 @@ class _Run:
             seed = crc32(f"{truth.subject} {truth.name} {condition}".encode())  # the same noise whatever else is run
             case = simulate(truth, condition, np.random.default_rng(seed))
             assert case is not None
+            if case.guide is None:  # one with holes
+                keys = [key for m, key in zip(methods, keys, strict=True) if not m.card.guided]
+                methods = [m for m in methods if not m.card.guided]
             lifted = interpolate(case.coarse, placements(case.header.grid, case.header.grid.rescaled(factor)), "linear")
             view = self._view(case, lifted, name)
             for method, key in zip(methods, keys, strict=True):
@@ -250,15 +259,14 @@ def _score(
     """(the score, the product) of one method."""
     noise: Literal["auto"] | float = "auto" if case.condition.noisy else 0.0
     started = time.perf_counter()
-    made = restore(
-        case.coarse, case.header, scale=case.factor, model=method.model, noise=noise, consistency=method.projected
-    )
+    told: dict[str, Any] = {"scale": None, "guide": case.guide} if method.card.guided else {"scale": case.factor}
+    made = restore(case.coarse, case.header, model=method.model, noise=noise, consistency=method.projected, **told)
     seconds = time.perf_counter() - started
     product = np.asarray(made, np.float64)
     compared = comparison(case, product, lifted)
     for card in method.errors:
-        told = restore(case.coarse, case.header, scale=case.factor, model=card.path, noise=noise, consistency=False)
-        compared = replace(compared, deviation=np.asarray(told, np.float64))
+        errors = restore(case.coarse, case.header, scale=case.factor, model=card.path, noise=noise, consistency=False)
+        compared = replace(compared, deviation=np.asarray(errors, np.float64))
     columns = metrics.MEDICAL if case.condition.domain == "med" else metrics.IMAGERY
     bands = zip((c.name for c in case.header.channels), metrics.psnr_of_bands(compared), strict=True)
     axis = f" axis {case.condition.axis}" if case.condition.domain == "med" else ""

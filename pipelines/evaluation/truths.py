@@ -36,11 +36,15 @@ BAND_20_M = (19.9, 20.1)
 """Pixels of the 20 m bands of Sentinel-2 [m]."""
 
 
+HALF_PIXEL = 0.01
+"""The 10 m bands of Sentinel-2 have half the pixel of its 20 m bands, to this share of it."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """An image that can be a truth, not yet read. subject: the person or place; pan_ratio: pixel over that of its PAN.
 
-    header, identity: of its Source.
+    header, identity: of its Source; guide: a finer image of the place, which a fusion may use.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class Entry:
     header: Header
     identity: str
     pan_ratio: int | None = None
+    guide: Path | None = None
 
     @property
     def domain(self) -> str:
@@ -110,7 +115,7 @@ def entries(domains: Sequence[str], data: Path) -> tuple[list[Entry], dict[str, 
                 found.append(Entry(path, subject, name, source.header, source.identity))
         except InputError as error:
             left[f"{subject} {name}"] = str(error)
-    kept = [_beside_pan(e, found) for e in found if e.domain in domains]
+    kept = [_beside_finer(_beside_pan(e, found), found) for e in found if e.domain in domains]
     if not kept:
         kind = {"med": "volume", "geo": "raster"}
         refused = [f"{name}: {why}" for name, why in left.items()]
@@ -176,7 +181,21 @@ def _beside_pan(entry: Entry, found: Sequence[Entry]) -> Entry:
             continue
         ratio = own.spacing[0] / grid.spacing[0]
         if PAN_RATIOS[0] <= ratio <= PAN_RATIOS[1]:
-            return replace(entry, pan_ratio=round(ratio))
+            return replace(entry, pan_ratio=round(ratio), guide=other.path)
+    return entry
+
+
+def _beside_finer(entry: Entry, found: Sequence[Entry]) -> Entry:
+    """With the bands of its place that have half its pixel, if it has none that is panchromatic."""
+    if entry.guide is not None or not entry.fusions:
+        return entry
+    own = entry.header.grid
+    for other in found:
+        grid = other.header.grid
+        if other.subject == entry.subject and grid.frame == own.frame:
+            ratios = [a / b for a, b in zip(own.spacing, grid.spacing, strict=True)]
+            if all(abs(ratio - 2) < HALF_PIXEL for ratio in ratios):
+                return replace(entry, guide=other.path)
     return entry
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipelines.card import ModelCard
 from pipelines.errors import ModelError
 from pipelines.grid import Box, Placement
+from pipelines.injection import Relation
 from pipelines.tiles import Cover
 
 
@@ -46,6 +47,15 @@ NETWORKS: dict[str, Family] = {
     ),
 }
 """Families that a card can name."""
+
+GUIDED: dict[str, Family] = {
+    "guided": Family(
+        "pipelines.networks.guided_predictor:load",
+        "pipelines.networks.guided_shape:multiply_adds",
+        "pipelines.networks.guided_shape:kmac_per_sample",
+    ),
+}
+"""The same of those that need a guide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,48 @@ class Predictor(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Guidance:
+    """What a guided network sees of the guide of a tile, each guide channel as (x - centre) / scale.
+
+    lowered: (g, *read), on the coarse grid, reflected like the samples; fine: (g, *box.shape), on the fine one, inside
+    the image; relations: of each channel of the samples with the guides.
+    """
+
+    lowered: NDArray[np.float32]
+    fine: NDArray[np.float32]
+    box: Box
+    relations: tuple[Relation, ...]
+
+
+class GuidedPredictor(Protocol):
+    """A network that needs a guide, with its weights, on its device."""
+
+    def residual(
+        self,
+        samples: NDArray[np.float32],
+        read: Box,
+        write: Box,
+        places: tuple[Placement, ...],
+        guidance: Guidance,
+    ) -> NDArray[np.float32]:
+        """The guides' detail and the network's residual (c, *write.shape), together, in the units of `samples`.
+
+        samples, read, write: as for `Predictor.residual`. Raises ModelError if `read` lacks a part of the halo.
+        """
+        ...
+
+
+def load_guided(
+    card: ModelCard, device: str = "cpu", threads: int | None = None, precision: str = "fp32"
+) -> GuidedPredictor:
+    """As `load`, of a card that is `guided`."""
+    if device == "auto":
+        device = "cuda" if has_cuda() else "cpu"
+    predictor: GuidedPredictor = _function(_family(card).load)(card, device, threads, precision)
+    return predictor
+
+
 def load(card: ModelCard, device: str = "cpu", threads: int | None = None, precision: str = "fp32") -> Predictor:
     """The network of a card, its weights verified, on a device (auto, cpu or cuda). Raises ModelError.
 
@@ -120,12 +172,13 @@ def kmac_per_sample(card: ModelCard) -> float:
 
 
 def _family(card: ModelCard) -> Family:
-    if card.network not in NETWORKS:
+    known = GUIDED if card.guided else NETWORKS
+    if card.network not in known:
         raise ModelError(
             what=f"the model {card.name} names the network '{card.network}', which is not known here",
-            fix=f"known are {', '.join(sorted(NETWORKS))}; update truescale or choose another model",
+            fix=f"known are {', '.join(sorted(known))}; update truescale or choose another model",
         )
-    return NETWORKS[card.network]
+    return known[card.network]
 
 
 def _function(path: str) -> Callable[..., Any]:

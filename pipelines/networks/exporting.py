@@ -33,6 +33,12 @@ def export(card: ModelCard, out: Path, form: str, *, overwrite: bool = False) ->
         raise UsageError(what=f"there is no export format '{form}'", fix=f"choose one of {', '.join(FORMATS)}")
     if not card.network:
         raise ModelError(what=f"{card.name} has no network to export", fix="choose another: see truescale models")
+    if card.guided:
+        raise ModelError(
+            what=f"{card.id} cannot be exported",
+            why="what it sees of its guide is made by truescale upscale",
+            fix="use that",
+        )
     if out.exists() and not overwrite:
         raise UsageError(what=f"{out.name} exists", why="nothing is replaced unasked", fix="pass --overwrite")
     module, _, function = FORMATS[form].partition(":")

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from pipelines.errors import ModelError, UsageError
+from pipelines.networks.guided_shape import GuidedOptions
 from pipelines.networks.shape import LatticeOptions
 from pipelines.networks.textbook import MOST_SCALE, REGISTRY
 
-KINDS = ("volumes", "rasters")
+KINDS = ("volumes", "rasters", "fusion")
 """Of training data."""
 
 SCHEDULES = ("cosine", "constant", "step", "late")
@@ -80,8 +81,9 @@ class TrainingConfig:
     """A training, as its YAML says it. Unknown keys are refused.
 
     network: options of the shipped family, or `name` of a textbook network and its options, with its `scale`, whole
-    numbers per axis. kind: 'volumes' or 'rasters'; data: folder under the data folder; hold_out: scenes left out;
-    held_out_share: of the scenes, by a hash of their names, that the training is judged by and never sees.
+    numbers per axis. kind: 'volumes', 'rasters', or 'fusion' of the guided family; data: folder under the data folder;
+    hold_out: scenes left out; held_out_share: of the scenes, by a hash of their names, that the training is judged by
+    and never sees.
 
     extent: of a patch, in coarse samples per axis (lattice: its side, fine samples of a volume and coarse ones of a
     raster); margin: coarse samples at its faces that the loss leaves out, for the network sees zeros beyond them;
@@ -189,6 +191,11 @@ class TrainingConfig:
     def options(self) -> LatticeOptions:
         """Shape of a lattice network."""
         return LatticeOptions.of(self.network)
+
+    @property
+    def guided(self) -> GuidedOptions:
+        """Shape of a guided network."""
+        return GuidedOptions.of(self.network)
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -348,7 +355,7 @@ def _check_lattice(config: TrainingConfig, told: set[str], name: str) -> None:
             fix=f"name one like {{name: edsr}} in network ({', '.join(REGISTRY)}), or leave the key out",
         )
     try:
-        _ = config.options
+        _ = config.guided if config.kind == "fusion" else config.options
     except TypeError as error:
         raise UsageError(what=f"{name} describes an unknown network", why=str(error)) from error
     if bool(config.error_of) != config.options.positive:
@@ -370,6 +377,8 @@ def _check_textbook(config: TrainingConfig, told: set[str], name: str) -> None:
             why=f"known are {', '.join(REGISTRY)}",
             fix=f"did you mean '{close[0]}'?" if close else "choose one of them",
         )
+    if config.kind == "fusion":
+        raise UsageError(what=f"{name} trains '{row}' with guides", fix="leave the network's name out")
     axes = {"volumes": 3, "rasters": 2}[config.kind]
     if len(config.scale) != axes or max(config.scale) == 1:
         raise UsageError(

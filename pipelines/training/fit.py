@@ -36,6 +36,7 @@ from pipelines.errors import StoppedError, UsageError
 from pipelines.networks import has_cuda, monai_bundle
 from pipelines.training import adversarial, memory
 from pipelines.training.config import LATE, TrainingConfig
+from pipelines.training.fusion import FusionTask
 from pipelines.training.lattice import LatticeTask
 from pipelines.training.scenes import plain, scenes_of
 from pipelines.training.task import Step, Task
@@ -287,6 +288,8 @@ def task_of(
     settings: TrainingConfig, data: Path, copies: Path, folder: Path, progress: Progress, say: Callable[[str], None]
 ) -> Task:
     """The family of the network with its data. Raises InputError and UsageError."""
+    if settings.kind == "fusion":
+        return FusionTask.of(settings, data)
     if not settings.textbook:
         return LatticeTask.of(settings, data)
     scenes = scenes_of(settings, data, copies, progress)
@@ -469,7 +472,8 @@ def _product(last: Path, task: Task, settings: TrainingConfig, out: Path) -> Mod
         "lightning": lightning.__version__,
     }
     card = task.bundle(net.eval(), out, training)
-    monai_bundle.add(card)
+    if not card.guided:  # what monai runs has no guide
+        monai_bundle.add(card)
     return card
 
 

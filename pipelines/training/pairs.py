@@ -188,7 +188,7 @@ def volume_pair(rng: np.random.Generator, scenes: Sequence[Scene], options: Latt
     observed = np.ascontiguousarray(measured[:, core, centre])
     truth = block[:, core, centre]
     degradation = Degradation((coarse, observed.shape[1]), (fine, observed.shape[1]), (told, None))
-    cubic, floor, twin = _floor(observed, degradation, (place, None), sigma)
+    cubic, floor, twin = cubic_and_floor(observed, degradation, (place, None), sigma)
     halo = options.margin[0]
     index, phase = locate(place.coordinates())
     extended = measured[reflected(-halo, coarse + halo, coarse)].transpose(2, 0, 1)
@@ -231,7 +231,7 @@ def raster_pair(rng: np.random.Generator, scenes: Sequence[Scene], options: Latt
     if sigma > 0:
         measured = measured + rng.normal(0.0, sigma, measured.shape)
     degradation = Degradation(tuple(coarse), truth.shape, told)
-    cubic, floor, twin = _floor(measured, degradation, (places[0], places[1]), sigma)
+    cubic, floor, twin = cubic_and_floor(measured, degradation, (places[0], places[1]), sigma)
     halo = options.margin[0]
     rows, columns = (reflected(-halo, m + halo, m) for m in coarse)
     located = [locate(p.coordinates()) for p in places]
@@ -369,7 +369,7 @@ def _recontrast(rng: np.random.Generator, block: Array) -> Array:
     return block
 
 
-def _floor(
+def cubic_and_floor(
     observed: Array, degradation: Degradation, places: tuple[Placement | None, ...], sigma: float
 ) -> tuple[Array, Array, Twin]:
     """Cubic, its projection and the projection's twin, with the weight that suits the noise."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pipelines import runner, stages
+from pipelines import guiding, runner, stages
 from pipelines.degradation import Profile
 from pipelines.errors import InputError, StoppedError, TileError
 from pipelines.grid import Box, Factor, Frame, Grid
@@ -45,13 +45,22 @@ def raster(shape: tuple[int, int] = (150, 140), bands: int = 1) -> Header:
 
 
 def made(
-    folder: Path, samples: np.ndarray, header: Header, *, shard: tuple[int, ...] | None = None, **asked: object
+    folder: Path,
+    samples: np.ndarray,
+    header: Header,
+    *,
+    shard: tuple[int, ...] | None = None,
+    guide: Source | None = None,
+    **asked: object,
 ) -> Made:
     source = ArraySource(samples, header)
-    plan = runner.plan(source, Request(**{"model": "floor", "noise": 0, **asked}))  # type: ignore[arg-type]
+    request = Request(**{"model": "floor", "noise": 0, **asked})  # type: ignore[arg-type]
+    plan = runner.plan(source, request, guide=guide)
     plan = replace(plan, shard=shard) if shard else plan
     store = Store(folder)
     store.write_json("plan.json", plan.to_json())
+    if guide is not None:
+        guiding.ingest(store, guide, plan)
     _run(store, source, plan)
     return StoredProduct(store, replace(header, grid=plan.fine), plan).read(Box.whole(plan.fine.shape)), plan, store
 

@@ -47,17 +47,25 @@ def write_volume(path, seed, shape=(40, 36, 44), spacing=(1.2, 1.0, 1.0)):
     nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.diag([*spacing, 1.0])), path)
 
 
-def write_scene(path, seed, bands=2, constant=None, pixel=10):
+def write_scene(path, seed, bands=2, constant=None, pixel=10, side=1):
     import rasterio
     from scipy import ndimage
 
     rng = np.random.default_rng(seed)
     values = np.stack([ndimage.gaussian_filter(rng.normal(size=(48, 50)), 1.2) for _ in range(bands)])
+    values = values.repeat(side, axis=1).repeat(side, axis=2)  # as fine and so many times as many samples
     values = (2000 + 4000 * values).astype(np.uint16)
     if constant is not None:
         values[constant] = 1234
     path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {"driver": "GTiff", "height": 48, "width": 50, "count": bands, "dtype": "uint16", "crs": "EPSG:32632"}
+    profile = {
+        "driver": "GTiff",
+        "height": 48 * side,
+        "width": 50 * side,
+        "count": bands,
+        "dtype": "uint16",
+        "crs": "EPSG:32632",
+    }
     with rasterio.open(path, "w", transform=rasterio.Affine(pixel, 0, 6e5, 0, -pixel, 5e6), **profile) as file:
         file.write(values)
 
@@ -339,6 +347,17 @@ def test_bands_of_20_m_and_bands_beside_a_panchromatic_one_are_measured_by_walds
     assert places["20 -> 10 m by Wald's protocol, clean"] == ("s2",)
     assert places["MS -> PAN by Wald's protocol, clean"] == ("l8",)
     assert any("panchromatic" in note for note in tables.notes)
+
+
+def test_a_guided_network_is_measured_where_finer_bands_of_the_place_are_at_hand(tmp_path):
+    write_scene(tmp_path / "s2" / "20m.tif", 1, pixel=20)
+    write_scene(tmp_path / "s2" / "10m.tif", 1, pixel=10, side=2)
+    write_scene(tmp_path / "alone" / "20m.tif", 2, pixel=20)
+    tables = suite.evaluate("smoke", tmp_path, ["guided-geo"])
+    rows = {t.condition: [row.model for row in t.rows] for t in tables.tables}
+    assert rows["20 -> 10 m by Wald's protocol, clean"][:2] == ["cubic", "floor"]
+    assert any("guided-geo" in model for model in rows["20 -> 10 m by Wald's protocol, clean"])
+    assert not any("guided-geo" in model for name, models in rows.items() if "Wald" not in name for model in models)
 
 
 def test_a_larger_image_is_measured_at_its_centre(own, monkeypatch):
