@@ -89,8 +89,8 @@ def test_a_band_of_one_value_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_default_model_fits_domain_scale_and_axes(tmp_path: Path) -> None:
-    names = {card.id for card in available() if card.network}
-    assert len(names) == 2
+    names = {card.name for card in available() if card.network}
+    assert names == {"lattice-mri", "lattice-geo", "guided-geo"}
     _, plan, _ = made(tmp_path / "a", _samples(CASES[0][1]), CASES[0][1], scale="4x1x1", model=None)
     assert plan.model.startswith("lattice-mri")
     _, plan, _ = made(tmp_path / "b", _samples(CASES[3][1]), CASES[3][1], scale="2", model=None)
