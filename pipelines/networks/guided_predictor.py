@@ -56,7 +56,7 @@ class GuidedPredictor:
 
     def __init__(self, net: GuidedNet, device: str = "cpu") -> None:
         self.options, self.device = net.options, device
-        self._net = net.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._net = net.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks it
 
     def residual(
         self, samples: Array, read: Box, write: Box, places: tuple[Placement, ...], guidance: Guidance

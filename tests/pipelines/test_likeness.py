@@ -58,7 +58,7 @@ def test_a_network_that_does_not_suit_is_told_of_and_left_out_if_strict(
     shipped = find("lattice-geo")
     assert shipped.weights
     (tmp_path / shipped.weights.name).write_bytes(shipped.weights.read_bytes())
-    replace(shipped, name="odd", **told).write(tmp_path / f"odd-{shipped.version}.json")  # type: ignore[arg-type]
+    replace(shipped, name="odd", **told).write(tmp_path / f"odd-{shipped.version}.json")  # type: ignore[arg-type]  # any field
     model = tmp_path / f"odd-{shipped.version}.json"
     image = write_raster(tmp_path / "scene.tif", SCENE[None].astype(np.float32))
     products = {}

@@ -30,7 +30,7 @@ def scan(tmp_path: Path) -> Path:
 
 
 def job(source: Path, **asked: object) -> Job:
-    return Job(str(source), str(source.with_name("fine.zarr")), Request(noise=0, **asked))  # type: ignore[arg-type]
+    return Job(str(source), str(source.with_name("fine.zarr")), Request(noise=0, **asked))  # type: ignore[arg-type]  # any field
 
 
 def test_a_network_that_learned_from_the_scan_is_a_bundle(
